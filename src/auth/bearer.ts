@@ -1,0 +1,74 @@
+import { debug } from '../debug.ts';
+import { isKedgeError, KedgeError } from '../errors.ts';
+import { TOKEN_DEADLINE_MS, type TokenSource } from './token-source.ts';
+
+/** RFC 6750 tokens are a subset of this; anything outside could end a header early or is a mistake such as a newline. */
+const TOKEN = /^[\x21-\x7e]{1,16384}$/;
+
+/**
+ * A token source as a header value. The last token is remembered with its header, so a token that did not change is
+ * neither checked nor concatenated again. Both wires use this, so no token reaches either unchecked.
+ */
+export class Bearer {
+  readonly source: TokenSource;
+  private lastToken: string | undefined;
+  private lastHeader = '';
+
+  constructor(source: TokenSource) {
+    this.source = source;
+  }
+
+  /** `Bearer <token>` without waiting, or undefined when the source has none at hand. */
+  peek(): string | undefined {
+    let token: unknown;
+    try {
+      token = this.source.peek();
+    } catch (error) {
+      throw this.fail('the source failed', error);
+    }
+    if (token === this.lastToken && token !== undefined) return this.lastHeader;
+    return token === undefined ? undefined : this.header(token);
+  }
+
+  /** `Bearer <token>`, waiting for the source until {@link TOKEN_DEADLINE_MS} or until `signal` aborts. */
+  async wait(signal: AbortSignal): Promise<string> {
+    const ready = this.peek();
+    if (ready !== undefined) return ready;
+    debug.auth('%s: waiting for a token', this.source.name);
+    const deadline = AbortSignal.timeout(TOKEN_DEADLINE_MS);
+    const either = AbortSignal.any([signal, deadline]);
+    const { promise: gaveUp, reject } = Promise.withResolvers<never>();
+    const giveUp = () => reject(either.reason);
+    either.addEventListener('abort', giveUp, { once: true });
+    try {
+      return this.header(await Promise.race([this.source.token(either), gaveUp]));
+    } catch (error) {
+      if (signal.aborted) throw signal.reason;
+      if (deadline.aborted) throw this.fail(`no token within ${TOKEN_DEADLINE_MS} ms`);
+      throw this.fail('the source failed', error);
+    } finally {
+      either.removeEventListener('abort', giveUp);
+    }
+  }
+
+  private header(token: unknown): string {
+    if (typeof token !== 'string' || !TOKEN.test(token)) {
+      throw this.fail('what the source gave is not a token: 1 to 16384 visible ASCII characters without spaces');
+    }
+    this.lastToken = token;
+    this.lastHeader = `Bearer ${token}`;
+    return this.lastHeader;
+  }
+
+  private fail(reason: string, cause?: unknown): KedgeError {
+    if (isKedgeError(cause)) return cause;
+    // The source's own message may quote what it read, so only its kind is kept.
+    const kind = cause instanceof Error ? ` (${cause.name}${codeOf(cause)})` : '';
+    return new KedgeError('ERR_KEDGE_TOKEN', 'token', `token source ${this.source.name}: ${reason}${kind}`);
+  }
+}
+
+function codeOf(error: Error): string {
+  const { code } = error as { code?: unknown };
+  return typeof code === 'string' && /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
+}

@@ -1,0 +1,83 @@
+import { Core, setCore } from './core.ts';
+import { KedgeError } from './errors.ts';
+import { HttpDispatcher } from './http/dispatcher.ts';
+import { Fallback } from './http/fallback.ts';
+import { install } from './http/install.ts';
+import type { KedgeDispatcher } from './http/types.ts';
+import type { KedgeStats } from './kedge/kedge.ts';
+import { type DialerOptions, type DispatcherLike, resolveOptions } from './options.ts';
+
+/** What a dialer is doing. */
+export interface DialerStats {
+  /** Mapped calls under way, on both wires. */
+  inFlight: number;
+  /** TLS handshakes since the start, on both wires. */
+  handshakes: number;
+  /** One entry for each kedge that is connected or draining. */
+  kedges: KedgeStats[];
+}
+
+/** The one owner of routes, identity, tokens and connections; make one for each process, and close it at the end. */
+export interface Dialer extends AsyncDisposable {
+  /** For `fetch(url, { dispatcher })`, built in or undici's, and for every other undici API. */
+  readonly dispatcher: KedgeDispatcher;
+  /** The process's `fetch` with this dialer's dispatcher. */
+  fetch(input: string | URL | Request, init?: RequestInit): Promise<Response>;
+  /** Makes every fetch in the process use this dialer; returns the undo. What was global serves unmapped targets. */
+  install(): () => void;
+  /** A snapshot for metrics. */
+  stats(): DialerStats;
+  /**
+   * Takes no new calls (`ERR_KEDGE_CLOSED`), lets those under way finish for up to `drainTimeoutMs`, closes every
+   * connection. Idempotent; nothing of the dialer keeps the process alive afterwards.
+   */
+  close(): Promise<void>;
+  /** Fails the calls under way with `error` (default: `ERR_KEDGE_CLOSED`) and closes every connection now. */
+  destroy(error?: Error): Promise<void>;
+}
+
+/**
+ * Makes a dialer. Nothing is dialled, read or watched before the first call.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS` naming the option that is wrong
+ */
+export function createDialer(options: DialerOptions): Dialer {
+  const resolved = resolveOptions(options);
+  if (resolved.peer.dangerouslySkipVerification) {
+    resolved.onWarning(
+      new KedgeError('ERR_KEDGE_OPTIONS', 'config', 'kedge certificates are not verified: tokens are refused'),
+    );
+  }
+  const core = new Core(resolved);
+  const fallback = new Fallback(resolved.fallback);
+  const http = new HttpDispatcher(core, fallback);
+  const dispatcher = http as unknown as KedgeDispatcher;
+  let uninstall: (() => void) | undefined;
+
+  const close = async () => {
+    uninstall?.();
+    await core.close();
+    await fallback.close();
+  };
+  const dialer: Dialer = {
+    dispatcher,
+    fetch: (input, init) => globalThis.fetch(input, { ...init, dispatcher } as RequestInit),
+    install: () => {
+      uninstall ??= install(http as unknown as DispatcherLike, fallback);
+      return () => {
+        uninstall?.();
+        uninstall = undefined;
+      };
+    },
+    stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
+    close,
+    destroy: async (error) => {
+      uninstall?.();
+      await core.destroy(error);
+      await fallback.destroy(error ?? null);
+    },
+    [Symbol.asyncDispose]: close,
+  };
+  setCore(dialer, core);
+  return Object.freeze(dialer);
+}

@@ -1,0 +1,54 @@
+import { KedgeError } from '../errors.ts';
+import type { Target } from '../target.ts';
+import type { FlatHeaders } from './headers.ts';
+import type { Dispatcher } from './undici.ts';
+
+/** What callers dispatch. undici knows more fields than its types name. */
+export interface DispatchOptions extends Dispatcher.DispatchOptions {
+  /** False where the caller cannot take HTTP/2, as `WebSocket` says. */
+  allowH2?: boolean;
+}
+
+/** What a pool is given: built field by field, because callers leak fields that pools refuse. */
+export type PoolRequest = Dispatcher.DispatchOptions & { servername: string };
+
+/**
+ * undici takes the TLS server name from each request and closes the connection when it changes, so it is the same for
+ * all. What is really sent and verified is the connector's business.
+ */
+const SERVERNAME = 'kedge';
+
+/** Visible characters only: what follows a space or a control character would be read as something else. */
+const PATH = /^\/[\x21-\x7e\x80-\xff]*$/;
+
+/** @throws {@link KedgeError} `ERR_KEDGE_REQUEST` */
+export function checkPath(options: DispatchOptions, target: Target): void {
+  if (PATH.test(options.path) || options.method === 'CONNECT') return;
+  const reason = 'the path starts with a slash and has no spaces, control characters or characters beyond latin1';
+  throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { target: target.authority });
+}
+
+/** Whether the request needs a connection of its own that speaks HTTP/1.1. */
+export function needsH1(options: DispatchOptions): boolean {
+  return options.allowH2 === false || Boolean(options.upgrade) || options.method === 'CONNECT';
+}
+
+export function poolRequest(options: DispatchOptions, headers: FlatHeaders): PoolRequest {
+  return {
+    path: options.path,
+    method: options.method,
+    body: options.body,
+    // undici takes lists as values in a flat array; its types do not say so.
+    headers: headers as string[],
+    query: options.query,
+    idempotent: options.idempotent,
+    blocking: options.blocking,
+    upgrade: options.upgrade,
+    headersTimeout: options.headersTimeout,
+    bodyTimeout: options.bodyTimeout,
+    reset: options.reset,
+    expectContinue: options.expectContinue,
+    typeOfService: options.typeOfService,
+    servername: SERVERNAME,
+  };
+}

@@ -1,0 +1,3 @@
+import type { Dispatcher } from './undici.ts';
+
+export interface KedgeDispatcher extends Dispatcher {}

@@ -1,0 +1,255 @@
+import net from 'node:net';
+import tls from 'node:tls';
+import { debug } from '../debug.ts';
+import { KedgeError, type KedgeErrorCode } from '../errors.ts';
+import type { IdentitySnapshot } from '../identity/identity.ts';
+import type { KedgeAddress } from './address.ts';
+import { checkPeer, type PeerPolicy } from './peer.ts';
+
+/** How long a dial may take. */
+export interface DialTimeouts {
+  /** Name look-up and TCP, in ms. */
+  readonly timeoutMs: number;
+  /** The TLS handshake, in ms. */
+  readonly handshakeTimeoutMs: number;
+}
+
+/** What the dials of one kedge add up to. */
+export interface DialCounters {
+  handshakes: number;
+  resumed: number;
+  failures: number;
+}
+
+/** Called once, never in the tick of the dial. */
+export type DialCallback = (error: KedgeError | null, socket: net.Socket | tls.TLSSocket | null) => void;
+
+/**
+ * Dials one kedge under one identity, for both wires: there is one place that decides which certificate is shown, which
+ * name must be proven, and what a failed dial is called.
+ */
+export class Connector {
+  /** Every open socket, with those still dialling and those that were upgraded: pools forget about some of them. */
+  readonly sockets = new Set<net.Socket>();
+  private readonly address: KedgeAddress;
+  private readonly identity: IdentitySnapshot | undefined;
+  private readonly timeouts: DialTimeouts;
+  private readonly counters: DialCounters;
+  private readonly tlsOptions: tls.ConnectionOptions;
+  /**
+   * The last session that the kedge offered, for a cheaper next handshake. It lives and dies with this connector: a
+   * session outlives a rotated certificate, and resuming it would show the old one.
+   */
+  private session: Buffer | undefined;
+
+  /** The pools' origin, and the kedge as `host:port` for people. */
+  get origin(): string {
+    return this.address.origin;
+  }
+
+  get name(): string {
+    return this.address.name;
+  }
+
+  constructor(
+    address: KedgeAddress,
+    identity: IdentitySnapshot | undefined,
+    peer: PeerPolicy,
+    timeouts: DialTimeouts,
+    counters: DialCounters,
+  ) {
+    this.address = address;
+    this.identity = identity;
+    this.timeouts = timeouts;
+    this.counters = counters;
+    this.tlsOptions = address.secure
+      ? {
+          // One context for all connections: making it costs more than a handshake with it.
+          secureContext: secureContext(identity, peer),
+          servername: address.sni,
+          // What node:tls verifies where there is no SNI.
+          host: address.verifyName,
+          checkServerIdentity: checkPeer(peer),
+          // Explicit, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not reach us.
+          rejectUnauthorized: peer.dangerouslySkipVerification !== true,
+        }
+      : {};
+  }
+
+  /** DNS, TCP and (for an `https:` kedge) TLS. */
+  connect(alpn: readonly string[], callback: DialCallback): void {
+    const expired = this.expired();
+    if (expired !== undefined) {
+      setImmediate(callback, expired, null);
+      return;
+    }
+    const { hostname, port, secure, name } = this.address;
+    debug.dial('%s: connecting', name);
+    const socket = net.connect({ host: hostname, port, noDelay: true, keepAlive: true, keepAliveInitialDelay: 60_000 });
+    this.track(socket);
+    const done = once(socket, this.timeouts.timeoutMs, (error, reason) => {
+      if (reason === 'ready') {
+        if (secure) this.secure(socket, alpn, callback);
+        else callback(null, socket);
+        return;
+      }
+      const failed =
+        reason === 'timeout'
+          ? this.fail('ERR_KEDGE_CONNECT_TIMEOUT', `no TCP connection within ${this.timeouts.timeoutMs} ms`)
+          : this.connectError(error);
+      callback(failed, null);
+    });
+    socket.once('connect', done.ready);
+  }
+
+  /** TLS over a TCP connection that somebody else opened. */
+  secure(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
+    const expired = this.expired();
+    if (expired !== undefined) {
+      tcp.destroy();
+      setImmediate(callback, expired, null);
+      return;
+    }
+    const socket = tls.connect({ ...this.tlsOptions, socket: tcp, session: this.session, ALPNProtocols: [...alpn] });
+    this.sockets.delete(tcp);
+    this.track(socket);
+    socket.on('session', (session) => {
+      this.session = session;
+    });
+    const done = once(socket, this.timeouts.handshakeTimeoutMs, (error, reason) => {
+      if (reason === 'ready') {
+        this.counters.handshakes += 1;
+        const resumed = socket.isSessionReused();
+        if (resumed) this.counters.resumed += 1;
+        debug.dial(
+          '%s: %s, %s%s',
+          this.address.name,
+          socket.getProtocol(),
+          socket.alpnProtocol,
+          resumed ? ', resumed' : '',
+        );
+        callback(null, socket);
+        return;
+      }
+      const failed =
+        reason === 'timeout'
+          ? this.fail('ERR_KEDGE_TLS_TIMEOUT', `no TLS handshake within ${this.timeouts.handshakeTimeoutMs} ms`)
+          : this.tlsError(error);
+      // A half-done handshake keeps the TCP connection of its own.
+      tcp.destroy();
+      callback(failed, null);
+    });
+    socket.once('secureConnect', done.ready);
+  }
+
+  /** Ends every connection now, dialling ones too. */
+  destroy(error?: Error): void {
+    for (const socket of this.sockets) socket.destroy(error);
+  }
+
+  /**
+   * The error of a connection that had been handed out. With TLS 1.3 the kedge's verdict on our certificate arrives
+   * after the handshake is done for us (RFC 8446 §4.4.2.4), so it shows up in the middle of a call.
+   */
+  static isClientCertificateRefusal(error: unknown): boolean {
+    return REFUSED_CLIENT_CERTIFICATE.test(codeOf(error));
+  }
+
+  private expired(): KedgeError | undefined {
+    const identity = this.identity;
+    if (identity === undefined || identity.notAfter.getTime() > Date.now()) return undefined;
+    const reason = `the client certificate ${identity.subject} (serial ${identity.serial}) expired at ${identity.notAfter.toISOString()}`;
+    return new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', reason, { kedge: this.address.name });
+  }
+
+  private track(socket: net.Socket): void {
+    this.sockets.add(socket);
+    // Pools drop their listeners when they are done with a socket; a late error must not end the process.
+    socket.on('error', () => {});
+    socket.once('close', () => this.sockets.delete(socket));
+  }
+
+  private connectError(error: Error | undefined): KedgeError {
+    const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
+    if (syscall === 'getaddrinfo') return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.address.hostname}`, error);
+    return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
+  }
+
+  private tlsError(error: Error | undefined): KedgeError {
+    const code = codeOf(error);
+    if (REFUSED_CLIENT_CERTIFICATE.test(code)) {
+      const own =
+        this.identity === undefined ? 'no client certificate' : `our client certificate ${this.identity.subject}`;
+      return this.fail('ERR_KEDGE_CLIENT_CERTIFICATE', `the kedge refused ${own}`, error);
+    }
+    if (UNTRUSTED_CERTIFICATE.test(code) || (error instanceof Error && code === '')) {
+      return this.fail('ERR_KEDGE_CERTIFICATE', `the kedge's certificate was not accepted${because(error)}`, error);
+    }
+    return this.fail('ERR_KEDGE_TLS', `TLS handshake failed${because(error)}`, error);
+  }
+
+  private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
+    this.counters.failures += 1;
+    const stage = code === 'ERR_KEDGE_DNS' ? 'dns' : code.startsWith('ERR_KEDGE_CONNECT') ? 'connect' : 'tls';
+    const error = new KedgeError(code, stage, reason, { kedge: this.address.name, cause });
+    debug.dial('%s', error.message);
+    return error;
+  }
+}
+
+/** Alerts by which a TLS peer rejects the certificate it was shown (RFC 8446 §6.2). */
+const REFUSED_CLIENT_CERTIFICATE =
+  /_ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)|UNKNOWN_CA|ACCESS_DENIED)$/;
+
+/** node:tls codes that say that the peer's certificate failed verification (Node.js documentation, "X509 certificate error codes"). */
+const UNTRUSTED_CERTIFICATE =
+  /^(?:ERR_TLS_CERT_|UNABLE_TO_|CERT_|CRL_|DEPTH_ZERO_|SELF_SIGNED_|ERROR_IN_CERT_|INVALID_(?:CA|PURPOSE)|PATH_LENGTH_|HOSTNAME_MISMATCH)/;
+
+function secureContext(identity: IdentitySnapshot | undefined, peer: PeerPolicy): tls.SecureContext {
+  try {
+    return tls.createSecureContext({
+      cert: identity?.cert,
+      key: identity?.key,
+      pfx: identity?.pfx,
+      passphrase: identity?.passphrase,
+      ca: identity?.ca,
+      minVersion: peer.minVersion ?? 'TLSv1.2',
+    });
+  } catch (cause) {
+    throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'certificate and key cannot be used for TLS', { cause });
+  }
+}
+
+/** Settles a dialling socket exactly once: ready, failed, closed, or out of time. */
+function once(
+  socket: net.Socket,
+  timeoutMs: number,
+  settle: (error: Error | undefined, reason: 'ready' | 'failed' | 'timeout') => void,
+): { ready: () => void } {
+  const finish = (error: Error | undefined, reason: 'ready' | 'failed' | 'timeout') => {
+    clearTimeout(timer);
+    socket.off('error', onError);
+    socket.off('close', onClose);
+    if (reason !== 'ready') socket.destroy();
+    settle(error, reason);
+  };
+  const onError = (error: Error) => finish(error, 'failed');
+  const onClose = () => finish(undefined, 'failed');
+  const timer = setTimeout(finish, timeoutMs, undefined, 'timeout');
+  socket.once('error', onError);
+  socket.once('close', onClose);
+  return { ready: () => finish(undefined, 'ready') };
+}
+
+function codeOf(error: unknown): string {
+  const { code } = (error ?? {}) as { code?: unknown };
+  return typeof code === 'string' ? code : '';
+}
+
+function because(error: Error | undefined): string {
+  if (error === undefined) return ': the connection was closed';
+  // An AggregateError (one failure for each address tried) has no message of its own.
+  const message =
+    error instanceof AggregateError ? error.errors.map((each) => String(each?.message)).join('; ') : error.message;
+  return `: ${message.trim().replace(/:$/, '')}`;
+}

@@ -1,0 +1,50 @@
+import type { IdentitySnapshot } from '../identity/identity.ts';
+import type { Connector } from './connector.ts';
+
+/** What a wire keeps for a generation: its connections and the calls on them. */
+export interface WirePool {
+  /** Takes no new calls; resolves when its calls are done and its connections closed. */
+  close(): Promise<void>;
+  /** Fails its calls with `error` and closes its connections now. */
+  destroy(error: Error): void;
+  /** Calls that were given to this pool and are not over. */
+  readonly inFlight: number;
+}
+
+/**
+ * Everything that holds one client identity for one kedge: TLS context, sessions and pools. Replacing the generation is
+ * the only way in which connections are replaced, so no connection can outlive its identity by accident.
+ */
+export class Generation {
+  readonly id: number;
+  readonly identity: IdentitySnapshot | undefined;
+  readonly connector: Connector;
+  /** Opened by the first call of a wire. */
+  http: WirePool | undefined;
+  grpc: WirePool | undefined;
+
+  constructor(id: number, identity: IdentitySnapshot | undefined, connector: Connector) {
+    this.id = id;
+    this.identity = identity;
+    this.connector = connector;
+  }
+
+  get inFlight(): number {
+    return (this.http?.inFlight ?? 0) + (this.grpc?.inFlight ?? 0);
+  }
+
+  /** Lets the calls finish; what is left after `deadlineMs` is destroyed with `late`. */
+  async drain(deadlineMs: number, late: Error): Promise<void> {
+    const timer = setTimeout(() => this.destroy(late), deadlineMs);
+    await Promise.all([this.http?.close(), this.grpc?.close()]);
+    clearTimeout(timer);
+    // What is left belongs to no call: an upgraded connection, or one that was still being dialled.
+    this.connector.destroy();
+  }
+
+  destroy(error: Error): void {
+    this.http?.destroy(error);
+    this.grpc?.destroy(error);
+    this.connector.destroy(error);
+  }
+}

@@ -1,0 +1,159 @@
+import { debug } from '../debug.ts';
+import { isKedgeError, KedgeError } from '../errors.ts';
+import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
+import type { KedgeAddress } from './address.ts';
+import { Connector, type DialCounters, type DialTimeouts } from './connector.ts';
+import { Generation } from './generation.ts';
+import type { PeerPolicy } from './peer.ts';
+
+/** One kedge of a route, with all that decides which connections may serve it. */
+export interface Hop {
+  /** Equal for hops that may share connections. */
+  readonly key: string;
+  readonly address: KedgeAddress;
+  readonly identity: Identity | undefined;
+  readonly peer: PeerPolicy;
+}
+
+/** What the dialer decides for all its kedges. */
+export interface KedgeOptions {
+  readonly timeouts: DialTimeouts;
+  readonly drainTimeoutMs: number;
+  readonly onWarning: (warning: Error) => void;
+}
+
+/** What {@link Kedge.stats} reports. */
+export interface KedgeStats {
+  /** `host:port`. */
+  kedge: string;
+  /** Grows with each rotation, from 1. */
+  generation: number;
+  /** Open connections, those of draining generations included. */
+  connections: number;
+  /** Calls under way. */
+  inFlight: number;
+  /** Completed TLS handshakes, and how many of those resumed an earlier session. */
+  handshakes: number;
+  resumed: number;
+  /** Dials that failed. */
+  failures: number;
+}
+
+const ids = new WeakMap<object, number>();
+let lastId = 0;
+
+/**
+ * What connections may be shared by: the kedge, the name it proves, the identity shown to it and the policy that it is
+ * held to. Never the target.
+ */
+export function hop(address: KedgeAddress, identity: Identity | undefined, peer: PeerPolicy): Hop {
+  const key = [address.origin, address.verifyName, idOf(identity), idOf(peer)].join(' ');
+  return Object.freeze({ key, address, identity, peer });
+}
+
+function idOf(value: object | undefined): number {
+  if (value === undefined) return 0;
+  let id = ids.get(value);
+  if (id === undefined) {
+    lastId += 1;
+    id = lastId;
+    ids.set(value, id);
+  }
+  return id;
+}
+
+/** One kedge as we know it: the generation that takes calls, and those that finish theirs. */
+export class Kedge {
+  readonly address: KedgeAddress;
+  private readonly hop: Hop;
+  private readonly options: KedgeOptions;
+  private readonly counters: DialCounters = { handshakes: 0, resumed: 0, failures: 0 };
+  private readonly draining = new Map<Generation, Promise<void>>();
+  private readonly unsubscribe: (() => void) | undefined;
+  private generations = 0;
+  private live: Generation;
+  private closing = false;
+
+  /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` when the identity cannot be used for TLS */
+  constructor(of: Hop, options: KedgeOptions) {
+    this.hop = of;
+    this.address = of.address;
+    this.options = options;
+    this.live = this.open();
+    this.unsubscribe = of.identity?.subscribe(() => this.rotate());
+  }
+
+  /** The generation that new calls use. */
+  get generation(): Generation {
+    return this.live;
+  }
+
+  stats(): KedgeStats {
+    let connections = 0;
+    let inFlight = 0;
+    for (const generation of [this.live, ...this.draining.keys()]) {
+      connections += generation.connector.sockets.size;
+      inFlight += generation.inFlight;
+    }
+    return { kedge: this.address.name, generation: this.live.id, connections, inFlight, ...this.counters };
+  }
+
+  /** Takes no new calls; resolves when every generation is closed. */
+  async drain(): Promise<void> {
+    if (!this.closing) {
+      this.closing = true;
+      this.unsubscribe?.();
+      this.retire(this.live);
+    }
+    await Promise.all(this.draining.values());
+  }
+
+  destroy(error: Error): void {
+    this.closing = true;
+    this.unsubscribe?.();
+    for (const generation of [this.live, ...this.draining.keys()]) generation.destroy(error);
+  }
+
+  /** New calls meet a new generation from here on; the old one finishes its own. */
+  private rotate(): void {
+    if (this.closing) return;
+    const old = this.live;
+    try {
+      this.live = this.open();
+    } catch (error) {
+      // The old identity still works, and failing every call would help nobody.
+      this.options.onWarning(
+        isKedgeError(error) ? error : new Error('kedge-dialer: rotation failed', { cause: error }),
+      );
+      return;
+    }
+    debug.identity('%s: generation %d replaces %d', this.address.name, this.live.id, old.id);
+    this.retire(old);
+  }
+
+  private open(): Generation {
+    const { address, identity, peer } = this.hop;
+    const snapshot = identity === undefined ? undefined : this.snapshot(identity);
+    this.generations += 1;
+    const connector = new Connector(address, snapshot, peer, this.options.timeouts, this.counters);
+    return new Generation(this.generations, snapshot, connector);
+  }
+
+  private snapshot(identity: Identity): IdentitySnapshot {
+    try {
+      return identity.current();
+    } catch (cause) {
+      if (isKedgeError(cause)) throw cause;
+      const context = { kedge: this.address.name, cause };
+      throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'the identity has no certificate', context);
+    }
+  }
+
+  private retire(generation: Generation): void {
+    const { drainTimeoutMs } = this.options;
+    const reason = `the call was still running ${drainTimeoutMs} ms after its connection began to drain`;
+    const late = new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.address.name });
+    const drained = generation.drain(drainTimeoutMs, late).finally(() => this.draining.delete(generation));
+    this.draining.set(generation, drained);
+  }
+}

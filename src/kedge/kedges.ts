@@ -1,0 +1,64 @@
+import { LRUCache } from 'lru-cache';
+import { debug } from '../debug.ts';
+import { type Hop, Kedge, type KedgeOptions, type KedgeStats } from './kedge.ts';
+
+/**
+ * The kedges in use, at most `maxKedges` of them. The one that was used least recently makes room; it drains and is
+ * never cut, and comes back as a new one if it is asked for again.
+ */
+export class Kedges {
+  private readonly options: KedgeOptions;
+  private readonly live: LRUCache<string, Kedge>;
+  private readonly leaving = new Set<Kedge>();
+  private pastHandshakes = 0;
+  /** Most calls go where the last one went: this spares them the LRU. */
+  private lastKey: string | undefined;
+  private last: Kedge | undefined;
+
+  constructor(maxKedges: number, options: KedgeOptions) {
+    this.options = options;
+    this.live = new LRUCache({ max: maxKedges, dispose: (kedge) => this.leave(kedge) });
+  }
+
+  /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` */
+  get(hop: Hop): Kedge {
+    if (hop.key === this.lastKey) return this.last!;
+    let kedge = this.live.get(hop.key);
+    if (kedge === undefined) {
+      kedge = new Kedge(hop, this.options);
+      this.live.set(hop.key, kedge);
+    }
+    this.lastKey = hop.key;
+    this.last = kedge;
+    return kedge;
+  }
+
+  stats(): KedgeStats[] {
+    return [...this.live.values(), ...this.leaving].map((kedge) => kedge.stats());
+  }
+
+  /** TLS handshakes since the start, with kedges that are gone. */
+  get handshakes(): number {
+    return this.stats().reduce((sum, kedge) => sum + kedge.handshakes, this.pastHandshakes);
+  }
+
+  async close(): Promise<void> {
+    this.live.clear();
+    await Promise.all([...this.leaving].map((kedge) => kedge.drain()));
+  }
+
+  destroy(error: Error): void {
+    this.live.clear();
+    for (const kedge of this.leaving) kedge.destroy(error);
+  }
+
+  private leave(kedge: Kedge): void {
+    if (kedge === this.last) this.lastKey = undefined;
+    debug.dial('%s: draining', kedge.address.name);
+    this.leaving.add(kedge);
+    kedge.drain().finally(() => {
+      this.leaving.delete(kedge);
+      this.pastHandshakes += kedge.stats().handshakes;
+    });
+  }
+}

@@ -1,0 +1,127 @@
+import { LRUCache } from 'lru-cache';
+import { Bearer } from '../auth/bearer.ts';
+import { debug } from '../debug.ts';
+import { isKedgeError, KedgeError } from '../errors.ts';
+import type { Identity } from '../identity/identity.ts';
+import { type Hop, hop } from '../kedge/kedge.ts';
+import type { PeerPolicy } from '../kedge/peer.ts';
+import { addressesOf, type Route, route } from '../route.ts';
+import { isIP, parseTarget, type Target, type Wire } from '../target.ts';
+import type { Mapper } from './mapper.ts';
+
+/** A route made ready for calls: everything that can be worked out before one is made. */
+export interface Plan {
+  readonly hops: readonly Hop[];
+  readonly proxyAuth: Bearer | undefined;
+  readonly backendAuth: Bearer | undefined;
+  readonly overrideAuthorization: boolean;
+}
+
+/** Where a target goes: `plan` is undefined when it is not a kedge destination. */
+export interface Resolved {
+  readonly target: Target;
+  readonly plan: Plan | undefined;
+}
+
+/** What routes inherit from the dialer. */
+export interface RouterDefaults {
+  readonly identity: Identity | undefined;
+  readonly peer: PeerPolicy;
+}
+
+/**
+ * Target to plan, cached by the caller's own spelling in a bounded LRU (misses too), so that a repeated look-up by
+ * origin string parses nothing.
+ */
+export class Router {
+  private readonly mapper: Mapper;
+  private readonly defaults: RouterDefaults;
+  private readonly cache: Readonly<Record<Wire, LRUCache<string, Resolved>>>;
+  private readonly plans = new WeakMap<Route, Plan>();
+  private readonly bearers = new WeakMap<object, Bearer>();
+
+  constructor(mapper: Mapper, maxTargets: number, defaults: RouterDefaults) {
+    this.mapper = mapper;
+    this.defaults = defaults;
+    this.cache = { http: new LRUCache({ max: maxTargets }), grpc: new LRUCache({ max: maxTargets }) };
+  }
+
+  /** @throws {@link KedgeError} `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE` */
+  resolve(wire: Wire, input: string | URL): Resolved {
+    if (typeof input !== 'string') return this.map(parseTarget(input, { wire }));
+    const cache = this.cache[wire];
+    const known = cache.get(input);
+    if (known !== undefined) return known;
+    const resolved = this.map(parseTarget(input, { wire }));
+    cache.set(input, resolved);
+    return resolved;
+  }
+
+  private map(target: Target): Resolved {
+    const found = isIP(target) ? undefined : this.ask(target);
+    const plan = found === undefined ? undefined : this.plan(target, found);
+    if (debug.map.enabled) {
+      const to = plan === undefined ? 'no kedge destination' : plan.hops.map(({ address }) => address.name).join(', ');
+      debug.map('%s %s -> %s', target.wire, target.authority, to);
+    }
+    return { target, plan };
+  }
+
+  private ask(target: Target): Route | undefined {
+    try {
+      const found: unknown = this.mapper(target);
+      if (found === undefined) return undefined;
+      if (found instanceof Promise) throw new TypeError('a mapper is synchronous');
+      return addressesOf(found) === undefined ? route(found as Route as never) : (found as Route);
+    } catch (error) {
+      if (isKedgeError(error)) {
+        throw new KedgeError(error.code, 'map', error.reason, { target: target.authority, cause: error });
+      }
+      throw new KedgeError('ERR_KEDGE_ROUTE', 'map', 'the mapper failed', { target: target.authority, cause: error });
+    }
+  }
+
+  private plan(target: Target, found: Route): Plan {
+    let plan = this.plans.get(found);
+    if (plan === undefined) {
+      plan = this.prepare(target, found);
+      this.plans.set(found, plan);
+    }
+    if (target.protocol === 'https:' && plan.hops.some(({ address }) => !address.secure)) {
+      throw refuse(target, 'an https: target is not sent over an http: kedge');
+    }
+    return plan;
+  }
+
+  private prepare(target: Target, found: Route): Plan {
+    const peer = found.peer ?? this.defaults.peer;
+    const hasTokens = found.proxyAuth !== undefined || found.backendAuth !== undefined;
+    if (peer.dangerouslySkipVerification && hasTokens) throw refuse(target, 'tokens need a verified kedge');
+    const hops = addressesOf(found)!.map((address) => {
+      // A plain kedge cannot ask for a certificate, so the dialer's identity stays out of its connections.
+      const identity = address.secure ? (found.identity ?? this.defaults.identity) : undefined;
+      return hop(address, identity, peer);
+    });
+    return {
+      hops,
+      proxyAuth: this.bearer(found.proxyAuth),
+      backendAuth: this.bearer(found.backendAuth),
+      overrideAuthorization: found.overrideAuthorization ?? false,
+    };
+  }
+
+  /** One for each source, so that routes which share a source share its checked token. */
+  private bearer(source: Route['proxyAuth']): Bearer | undefined {
+    if (source === undefined) return undefined;
+    let bearer = this.bearers.get(source);
+    if (bearer === undefined) {
+      bearer = new Bearer(source);
+      this.bearers.set(source, bearer);
+    }
+    return bearer;
+  }
+}
+
+function refuse(target: Target, reason: string): KedgeError {
+  return new KedgeError('ERR_KEDGE_ROUTE', 'map', reason, { target: target.authority });
+}

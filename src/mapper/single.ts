@@ -1,0 +1,13 @@
+import { type RouteInit, route } from '../route.ts';
+import { isIP } from '../target.ts';
+import type { Mapper } from './mapper.ts';
+
+/**
+ * Every name goes to one route: the original's `single` mapper.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
+ */
+export function single(init: RouteInit): Mapper {
+  const only = route(init);
+  return (target) => (isIP(target) ? undefined : only);
+}

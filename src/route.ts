@@ -1,0 +1,124 @@
+import { isTokenSource, type TokenSource } from './auth/token-source.ts';
+import { KedgeError, quote } from './errors.ts';
+import { type Identity, isIdentity } from './identity/identity.ts';
+import { type KedgeAddress, kedgeAddress } from './kedge/address.ts';
+import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
+import { parseTarget } from './target.ts';
+
+/** How a target is reached. Built and checked by {@link route}. */
+export interface Route {
+  /** The kedges in the order in which they are tried. */
+  readonly kedges: readonly URL[];
+  readonly proxyAuth?: TokenSource | undefined;
+  readonly backendAuth?: TokenSource | undefined;
+  readonly overrideAuthorization?: boolean | undefined;
+  readonly serverName?: string | undefined;
+  readonly identity?: Identity | undefined;
+  readonly peer?: PeerPolicy | undefined;
+}
+
+/** What belongs to a route besides its kedges. */
+export interface RouteOptions {
+  /** Sent to the kedge as `Proxy-Authorization: Bearer`; the kedge consumes it. */
+  proxyAuth?: TokenSource;
+  /** Sent to the backend as `Authorization: Bearer`, unless the caller set one. */
+  backendAuth?: TokenSource;
+  /** Let `backendAuth` win over the caller's own `Authorization`, as winch does. Default: false. */
+  overrideAuthorization?: boolean;
+  /** The name that the kedge's certificate must be for, also sent as SNI. Default: the host of its URL. */
+  serverName?: string;
+  /** Overrides the dialer's `identity`. */
+  identity?: Identity;
+  /** Overrides the dialer's `peer`. */
+  peer?: PeerPolicy;
+}
+
+/** A kedge URL, or several in the order in which they are tried, with what belongs to them. */
+export type RouteInit = string | URL | (RouteOptions & { kedge: string | URL | readonly (string | URL)[] });
+
+const FIELDS = new Set([
+  'kedge',
+  'proxyAuth',
+  'backendAuth',
+  'overrideAuthorization',
+  'serverName',
+  'identity',
+  'peer',
+]);
+/** The addresses as they were checked: a `URL` can be changed by whoever holds it. */
+const checked = new WeakMap<object, readonly KedgeAddress[]>();
+
+/**
+ * Checks a route once, so that no call has to. For own mappers: build the routes ahead and return them.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`: an invalid kedge URL, an unknown option, or tokens over `http:` or over
+ * a connection that is not verified
+ */
+export function route(init: RouteInit): Route {
+  const { kedge, ...options } = typeof init === 'string' || init instanceof URL ? { kedge: init } : fields(init);
+  const kedges = (Array.isArray(kedge) ? kedge : [kedge]).map(kedgeUrl);
+  if (kedges.length === 0) throw invalid('`kedge` is empty');
+  const { proxyAuth, backendAuth, overrideAuthorization, identity } = options;
+  for (const [name, source] of Object.entries({ proxyAuth, backendAuth })) {
+    if (source !== undefined && !isTokenSource(source)) throw invalid(`\`${name}\` is not a token source`);
+  }
+  if (overrideAuthorization !== undefined && typeof overrideAuthorization !== 'boolean') {
+    throw invalid('`overrideAuthorization` is a boolean');
+  }
+  if (identity !== undefined && !isIdentity(identity)) throw invalid('`identity` is not an identity');
+  const peer = options.peer === undefined ? undefined : peerPolicy(options.peer);
+  const serverName = options.serverName === undefined ? undefined : serverNameOf(options.serverName);
+  const hasTokens = proxyAuth !== undefined || backendAuth !== undefined;
+  const addresses = kedges.map((url) => kedgeAddress(url, serverName));
+  for (const address of addresses) {
+    if (!address.secure && hasTokens) throw invalid(`kedge ${address.name} is plain http: tokens need https`);
+    if (!address.secure && identity !== undefined)
+      throw invalid(`kedge ${address.name} is plain http: it cannot see the identity`);
+  }
+  if (hasTokens && peer?.dangerouslySkipVerification) throw invalid('tokens need a verified kedge');
+  const result: Route = Object.freeze({
+    kedges: Object.freeze(kedges),
+    proxyAuth,
+    backendAuth,
+    overrideAuthorization,
+    serverName,
+    identity,
+    peer,
+  });
+  checked.set(result, Object.freeze(addresses));
+  return result;
+}
+
+/** The kedges of a route as {@link route} checked them; undefined for what it did not build. */
+export function addressesOf(value: unknown): readonly KedgeAddress[] | undefined {
+  return typeof value === 'object' && value !== null ? checked.get(value) : undefined;
+}
+
+function fields(init: Exclude<RouteInit, string | URL>): Exclude<RouteInit, string | URL> {
+  if (typeof init !== 'object' || init === null) throw invalid('a route is a kedge URL or { kedge, ... }');
+  const unknown = Object.keys(init).find((name) => !FIELDS.has(name));
+  if (unknown !== undefined) throw invalid(`no option \`${unknown}\``);
+  return init;
+}
+
+function kedgeUrl(input: unknown): URL {
+  if (input instanceof URL) return new URL(input);
+  const url = typeof input === 'string' ? URL.parse(input) : null;
+  if (url === null) throw invalid(`${quote(input)} is not a kedge URL such as https://us1.kedge.example.com`);
+  return url;
+}
+
+function serverNameOf(input: unknown): string {
+  if (typeof input !== 'string') throw invalid('`serverName` is a host name');
+  try {
+    const { hostname, authority } = parseTarget(input);
+    if (authority !== hostname) throw invalid('`serverName` has no port');
+    return hostname.startsWith('[') ? hostname.slice(1, -1) : hostname;
+  } catch (cause) {
+    throw invalid('`serverName` is not a valid host name', cause);
+  }
+}
+
+function invalid(reason: string, cause?: unknown): KedgeError {
+  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `route: ${reason}`, { cause });
+}
