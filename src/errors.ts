@@ -96,9 +96,11 @@ export function isKedgeError(value: unknown): value is KedgeError {
   return String((value as { code?: unknown }).code).startsWith('ERR_KEDGE_');
 }
 
-/** An input as error text: printable, short, and without a password. */
+/** An input as error text: printable, short, and without what may be a password. */
 export function quote(input: unknown): string {
   if (typeof input !== 'string') return input === null ? 'null' : `a value of type ${typeof input}`;
-  const text = JSON.stringify(input.replace(/[^/@\\]*@/g, '***@'));
-  return text.length <= 120 ? text : `${text.slice(0, 119)}…"`;
+  const at = input.lastIndexOf('@');
+  const scheme = /^[a-z][a-z0-9+.-]{0,20}:\/\//i.exec(input)?.[0] ?? '';
+  const safe = at === -1 ? input : `${scheme}***${input.slice(at)}`;
+  return JSON.stringify(safe.length <= 100 ? safe : `${safe.slice(0, 100)}…`);
 }
