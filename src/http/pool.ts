@@ -74,12 +74,11 @@ export class HttpPool implements WirePool {
 
   async close(): Promise<void> {
     await this.probe;
+    const pools = new Set([this.negotiated, this.h1]);
+    // close() rejects only where destroy() was faster, and then there is nothing left to wait for.
+    const closed = [...pools].map((pool) => pool?.close().catch(() => {}));
     const upgraded = [...this.upgraded].map((socket) => new Promise((resolve) => socket.once('close', resolve)));
-    await Promise.all([
-      this.negotiated?.close(),
-      this.h1 === this.negotiated ? undefined : this.h1?.close(),
-      ...upgraded,
-    ]);
+    await Promise.all([...closed, ...upgraded]);
   }
 
   destroy(error: Error): void {

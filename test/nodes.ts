@@ -1,0 +1,18 @@
+/**
+ * Runs the tests that depend on the Node line on each supported one: the HTTP wire (whose callers bring their own undici),
+ * the gRPC wire, targets (whose URL parsers differ) and the import's silence.
+ */
+import { spawnSync } from 'node:child_process';
+
+const LINES = ['22', '24', '26'];
+const TESTS = ['test/*.test.ts', 'test/http/*.test.ts', 'test/grpc/*.test.ts', 'test/kedge/*.test.ts'];
+
+const failed = LINES.filter((line) => {
+  console.log(`# Node ${line}`);
+  const args = ['-y', '-p', `node@${line}`, 'node', '--test', ...TESTS];
+  return spawnSync('npx', args, { stdio: 'inherit' }).status !== 0;
+});
+if (failed.length > 0) {
+  console.error(`failed on Node ${failed.join(', ')}`);
+  process.exitCode = 1;
+}
