@@ -11,7 +11,8 @@
  * | `ERR_KEDGE_UNMAPPED` | map | no mapper knows the target and it may not go direct |
  * | `ERR_KEDGE_CLOSED` | map | the dialer is closed |
  * | `ERR_KEDGE_REQUEST` | request | a header, path or option of the call cannot be sent through a kedge |
- * | `ERR_KEDGE_TOKEN` | token | a token source failed, or what it gave is not a token |
+ * | `ERR_KEDGE_TOKEN` | token | what a token source gave is not a token |
+ * | `ERR_KEDGE_TOKEN_UNAVAILABLE` | token | a token source failed or did not answer in time; it may later |
  * | `ERR_KEDGE_DNS` | dns | the kedge's name does not resolve |
  * | `ERR_KEDGE_CONNECT` | connect | TCP to the kedge failed |
  * | `ERR_KEDGE_CONNECT_TIMEOUT` | connect | no TCP connection within `connect.timeoutMs` |
@@ -33,6 +34,7 @@ export type KedgeErrorCode =
   | 'ERR_KEDGE_CLOSED'
   | 'ERR_KEDGE_REQUEST'
   | 'ERR_KEDGE_TOKEN'
+  | 'ERR_KEDGE_TOKEN_UNAVAILABLE'
   | 'ERR_KEDGE_DNS'
   | 'ERR_KEDGE_CONNECT'
   | 'ERR_KEDGE_CONNECT_TIMEOUT'

@@ -53,7 +53,8 @@ export class Bearer {
 
   private header(token: unknown): string {
     if (typeof token !== 'string' || !TOKEN.test(token)) {
-      throw this.fail('what the source gave is not a token: 1 to 16384 visible ASCII characters without spaces');
+      const reason = 'what the source gave is not a token: 1 to 16384 visible ASCII characters without spaces';
+      throw new KedgeError('ERR_KEDGE_TOKEN', 'token', `token source ${this.source.name}: ${reason}`);
     }
     this.lastToken = token;
     this.lastHeader = `Bearer ${token}`;
@@ -64,7 +65,7 @@ export class Bearer {
     if (isKedgeError(cause)) return cause;
     // The source's own message may quote what it read, so only its kind is kept.
     const kind = cause instanceof Error ? ` (${cause.name}${codeOf(cause)})` : '';
-    return new KedgeError('ERR_KEDGE_TOKEN', 'token', `token source ${this.source.name}: ${reason}${kind}`);
+    return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${this.source.name}: ${reason}${kind}`);
   }
 }
 

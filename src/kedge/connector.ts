@@ -51,6 +51,10 @@ export class Connector {
     return this.address.name;
   }
 
+  get isSecure(): boolean {
+    return this.address.secure;
+  }
+
   constructor(
     address: KedgeAddress,
     identity: IdentitySnapshot | undefined,
