@@ -38,7 +38,10 @@ describe('importing the package', () => {
       ${SYMBOLS} await import(${JSON.stringify(ENTRIES[0])}); ${COMPARE}
       console.log(JSON.stringify({ same, set: before.values.some(Boolean) }));
     `;
-    assert.deepEqual(run(code, { NODE_USE_ENV_PROXY: '1', HTTP_PROXY: 'http://127.0.0.1:1' }), { same: true, set: true });
+    assert.deepEqual(run(code, { NODE_USE_ENV_PROXY: '1', HTTP_PROXY: 'http://127.0.0.1:1' }), {
+      same: true,
+      set: true,
+    });
   });
 
   it('leaves undici usable without a dispatcher, and setGlobalDispatcher() working', () => {

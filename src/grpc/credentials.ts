@@ -69,7 +69,7 @@ const NO_CALL_CREDENTIALS = credentials.createEmpty();
 /** The call credentials that a caller composed into its channel credentials: they are kept, whatever is dialled. */
 export function callCredentialsOf(channelCredentials: ChannelCredentials | undefined): CallCredentials | undefined {
   if (channelCredentials === undefined) return undefined;
-  const connector = channelCredentials._createSecureConnector({ path: 'localhost' }, {});
+  const connector = channelCredentials._createSecureConnector({ scheme: 'dns', path: 'localhost' }, {});
   const callCredentials = connector.getCallCredentials();
   connector.destroy();
   return callCredentials._equals(NO_CALL_CREDENTIALS) ? undefined : callCredentials;

@@ -73,11 +73,10 @@ export class ComposedCredentials extends CallCredentials {
   }
 
   override async generateMetadata(options: CallMetadataOptions): Promise<Metadata> {
-    const generated: Metadata | null = await this.caller.generateMetadata(options);
-    // A generator that calls back with neither error nor metadata.
-    if (generated === null || typeof generated?.clone !== 'function') {
-      throw withCode(new Error('the call credentials gave no metadata'), status.UNAUTHENTICATED);
-    }
+    const generated = await this.caller.generateMetadata(options).catch((error: unknown) => {
+      // A generator that calls back with neither error nor metadata rejects with nothing, which grpc-js cannot read.
+      throw error ?? withCode(new Error('the call credentials gave no metadata'), status.UNAUTHENTICATED);
+    });
     const metadata = generated.clone();
     try {
       checkMetadata(metadata, this.tokens.proxyAuth !== undefined);

@@ -52,6 +52,8 @@ export interface TestKedgeOptions {
   handler?: KedgeHandler;
   requireClientCertificate?: boolean;
   settings?: http2.Settings;
+  /** Takes over every HTTP/2 connection after TLS, such as for a gRPC server. */
+  onH2?: (socket: tls.TLSSocket) => void;
   /** Called with each TCP connection before TLS; true takes it over. */
   onTcp?: (socket: Socket) => boolean;
   onUpgrade?: (request: http.IncomingMessage, socket: tls.TLSSocket, head: Buffer) => void;
@@ -67,7 +69,10 @@ export function authority(): Promise<Authority> {
 /** A TLS server for HTTP/1.1 and HTTP/2 that plays a kedge and records what it sees. */
 export async function startKedge(t: TestContext, options: TestKedgeOptions = {}): Promise<TestKedge> {
   const ca = await authority();
-  const [certificate, client] = await Promise.all([ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }), ca.issue({ cn: 'pod' })]);
+  const [certificate, client] = await Promise.all([
+    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
+    ca.issue({ cn: 'pod' }),
+  ]);
   const seen: Seen[] = [];
   const sockets = new Set<tls.TLSSocket>();
   const sessions = new Set<http2.ServerHttp2Session>();
@@ -75,7 +80,9 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
   let handshakes = 0;
 
   const answer = (request: Request, response: Response): void => {
-    const socket = (request instanceof http.IncomingMessage ? request.socket : request.stream.session!.socket) as tls.TLSSocket;
+    const socket = (
+      request instanceof http.IncomingMessage ? request.socket : request.stream.session!.socket
+    ) as tls.TLSSocket;
     const certificate = socket.getPeerCertificate();
     const record: Seen = {
       alpn: String(socket.alpnProtocol),
@@ -117,7 +124,8 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
       sockets.add(socket);
       socket.on('close', () => sockets.delete(socket));
       socket.on('error', () => {});
-      (socket.alpnProtocol === 'h2' ? h2 : h1).emit('connection', socket);
+      if (socket.alpnProtocol === 'h2' && options.onH2 !== undefined) options.onH2(socket);
+      else (socket.alpnProtocol === 'h2' ? h2 : h1).emit('connection', socket);
     },
   );
   server.on('tlsClientError', () => {});
@@ -175,7 +183,7 @@ export const echo: KedgeHandler = (request, response, seen) => {
   });
   request.on('end', () => {
     const body = JSON.stringify({ ...seen, bytes, sha256: hash.digest('hex') });
-    response.writeHead(200, { 'content-type': 'application/json' });
+    response.setHeader('content-type', 'application/json');
     response.end(body);
   });
   request.on('error', () => {});

@@ -16,7 +16,9 @@ for (const alpn of ['h2', 'http/1.1']) {
   describe(`a mapped request over ${alpn}`, () => {
     it('keeps authority and path, proves itself to the kedge by its name, and brings the tokens', async (t) => {
       const kedge = await startKedge(t, { alpn: [alpn] });
-      const mapper = single(kedge.route({ proxyAuth: staticToken('for-the-kedge'), backendAuth: staticToken('for-the-backend') }));
+      const mapper = single(
+        kedge.route({ proxyAuth: staticToken('for-the-kedge'), backendAuth: staticToken('for-the-backend') }),
+      );
       const { dispatcher } = kedge.dialer({ mapper });
       const callers: Record<string, () => Promise<unknown>> = {
         'built-in fetch': async () => (await fetch(TARGET, { dispatcher })).json(),
@@ -88,7 +90,12 @@ for (const alpn of ['h2', 'http/1.1']) {
       assert.match(String(seen.headers['content-type']), /^multipart\/form-data; boundary=/);
       assert.ok(seen.bytes > 200);
       // Node 22 joins this with its own: "5, 5".
-      const same = await fetch(TARGET, { dispatcher, method: 'POST', body: 'hello', headers: { 'content-length': '5' } });
+      const same = await fetch(TARGET, {
+        dispatcher,
+        method: 'POST',
+        body: 'hello',
+        headers: { 'content-length': '5' },
+      });
       assert.equal(((await same.json()) as Echo).headers['content-length'], '5');
     });
 
