@@ -67,7 +67,11 @@ export async function createAuthority(cn: string): Promise<Authority> {
   };
 }
 
-async function issue(issuer: x509.X509Certificate, issuerKeys: KeyPair, request: CertificateRequest): Promise<Certificate> {
+async function issue(
+  issuer: x509.X509Certificate,
+  issuerKeys: KeyPair,
+  request: CertificateRequest,
+): Promise<Certificate> {
   const keys = await keyPair(request.keyType ?? 'ec');
   const names = [
     ...(request.dns ?? []).map((value) => ({ type: 'dns' as const, value })),
