@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net';
 import { type CallCredentials, ChannelCredentials, credentials } from '@grpc/grpc-js';
-import { KedgeError } from '../errors.ts';
-import { Connector } from '../kedge/connector.ts';
+import type { KedgeError } from '../errors.ts';
+import type { Connector } from '../kedge/connector.ts';
 
 type SecureConnector = ReturnType<ChannelCredentials['_createSecureConnector']>;
 
@@ -46,12 +46,8 @@ export class KedgeCredentials extends ChannelCredentials {
               reject(error);
               return;
             }
-            secured!.once('error', (late: Error) => {
-              // TLS 1.3: the kedge's verdict on our certificate comes after the handshake.
-              if (!Connector.isClientCertificateRefusal(late)) return;
-              const context = { kedge: connector.name, cause: late };
-              const reason = 'the kedge refused the client certificate';
-              onFailure(new KedgeError('ERR_KEDGE_CLIENT_CERTIFICATE', 'tls', reason, context));
+            secured!.once('error', () => {
+              if (connector.refusal !== undefined) onFailure(connector.refusal);
             });
             resolve({ socket: secured!, secure: true });
           });

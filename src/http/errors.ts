@@ -1,5 +1,5 @@
 import { isKedgeError, KedgeError } from '../errors.ts';
-import { Connector } from '../kedge/connector.ts';
+import type { Connector } from '../kedge/connector.ts';
 
 /** undici's and Node's codes for a transport that failed under a call; anything else is the caller's own error. */
 const LOST =
@@ -9,19 +9,18 @@ const RESPONSE = /^(?:HPE_|UND_ERR_HEADERS_OVERFLOW|UND_ERR_RES_|UND_ERR_RESPONS
 const REQUEST = /^UND_ERR_(?:INVALID_ARG|NOT_SUPPORTED|REQ_CONTENT_LENGTH_MISMATCH)$/;
 
 /** What a failed call is told: a {@link KedgeError} with undici's error as its cause; the caller's own errors as they are. */
-export function callError(error: unknown, target: string, kedge: string | undefined): Error {
+export function callError(error: unknown, target: string, kedge: Connector | undefined): Error {
   if (isKedgeError(error)) return error.for(target);
   const cause = error instanceof Error ? error : new Error('a non-error was thrown', { cause: error });
-  const context = { target, kedge, cause };
+  const context = { target, kedge: kedge?.name, cause };
   const { code } = cause as { code?: unknown };
   const name = typeof code === 'string' ? code : '';
-  if (Connector.isClientCertificateRefusal(cause)) {
-    return new KedgeError('ERR_KEDGE_CLIENT_CERTIFICATE', 'tls', 'the kedge refused the client certificate', context);
-  }
   if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', 'request', cause.message, context);
   if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', 'kedge', cause.message, context);
   if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', 'kedge', cause.message, context);
-  if (LOST.test(name))
-    return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', `connection lost: ${cause.message}`, context);
-  return cause;
+  if (!LOST.test(name)) return cause;
+  return (
+    kedge?.refusal?.for(target) ??
+    new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', `connection lost: ${cause.message}`, context)
+  );
 }

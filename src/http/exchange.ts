@@ -116,7 +116,7 @@ export class Exchange implements Handler, Controller {
       socket.destroy();
       return;
     }
-    this.pool!.adopt(socket);
+    this.pool!.holdUpgraded(socket);
     this.finish();
     this.handler.onRequestUpgrade?.(this, statusCode, headers, socket);
   }
@@ -236,8 +236,7 @@ export class Exchange implements Handler, Controller {
   /** Ends the call for the caller, once. */
   fail(error: unknown): void {
     if (this.done) return;
-    const hop = this.request === undefined ? undefined : this.plan.hops[this.hopIndex];
-    const final = error === this.reason ? this.reason : callError(error, this.target.authority, hop?.address.name);
+    const final = error === this.reason ? this.reason : callError(error, this.target.authority, this.pool?.connector);
     if (debug.http.enabled) debug.http('%s %s <- %s', this.options.method, this.target.authority, final?.message);
     this.tokenWait?.abort(final);
     this.finish();

@@ -4,11 +4,13 @@ import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import { KedgeError } from '../errors.ts';
-import type { DialCallback } from '../kedge/connector.ts';
+import type { Connector, DialCallback } from '../kedge/connector.ts';
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
+import { closeAsCancelled } from './cancel.ts';
 import type { PoolRequest } from './request.ts';
-import { type Dispatcher, Pool } from './undici.ts';
+import { Client, type Dispatcher, Pool } from './undici.ts';
+import { watchPings } from './watchdog.ts';
 
 type Handler = Dispatcher.DispatchHandler;
 
@@ -52,6 +54,10 @@ export class HttpPool implements WirePool {
     this.events = events;
   }
 
+  get connector(): Connector {
+    return this.generation.connector;
+  }
+
   get inFlight(): number {
     let size = this.held.length + this.upgraded.size + (this.negotiated?.stats.size ?? 0);
     if (this.h1 !== this.negotiated) size += this.h1?.stats.size ?? 0;
@@ -67,7 +73,7 @@ export class HttpPool implements WirePool {
   }
 
   /** An upgraded connection is a call under way for as long as it is open. */
-  adopt(socket: Duplex): void {
+  holdUpgraded(socket: Duplex): void {
     this.upgraded.add(socket);
     socket.once('close', () => this.upgraded.delete(socket));
   }
@@ -90,7 +96,7 @@ export class HttpPool implements WirePool {
 
   private negotiate(): Promise<void> {
     return new Promise((resolve) => {
-      this.generation.connector.connect(ALPN[this.options.protocol], (error, socket) => {
+      this.connector.connect(ALPN[this.options.protocol], (error, socket) => {
         this.probe = undefined;
         const failed = error ?? this.withoutH2(socket!);
         if (failed !== undefined) {
@@ -112,7 +118,7 @@ export class HttpPool implements WirePool {
   private withoutH2(socket: Socket | TLSSocket): KedgeError | undefined {
     if (this.options.protocol !== 'h2' || isH2(socket)) return undefined;
     socket.destroy();
-    const kedge = this.generation.connector.name;
+    const kedge = this.connector.name;
     return new KedgeError('ERR_KEDGE_TLS', 'tls', 'the kedge does not offer HTTP/2', { kedge });
   }
 
@@ -136,12 +142,18 @@ export class HttpPool implements WirePool {
       connectionWindowSize: windowBytes,
       pingInterval: pingIntervalMs,
     };
-    const pool = new Pool(this.generation.connector.origin, {
+    const pool = new Pool(this.connector.origin, {
       connections,
       allowH2: protocol !== 'h1',
       keepAliveTimeout: keepAliveTimeoutMs,
       h2Options,
-      connect: (_options, callback) => this.connect(protocol, callback as DialCallback),
+      factory: (origin, options: object) => {
+        const client: Client = new Client(origin, {
+          ...options,
+          connect: (_options, callback) => this.connect(protocol, client, callback as DialCallback),
+        });
+        return client;
+      },
     });
     for (const event of ['drain', 'connect', 'disconnect', 'connectionError'] as const) {
       pool.on(event as 'connect', (...details: readonly unknown[]) => this.events.emit(event, ...details));
@@ -149,22 +161,33 @@ export class HttpPool implements WirePool {
     return pool;
   }
 
-  private connect(protocol: keyof typeof ALPN, callback: DialCallback): void {
+  private connect(protocol: keyof typeof ALPN, client: Client, callback: DialCallback): void {
     const { spare } = this;
     if (spare !== undefined && !spare.destroyed && (protocol !== 'h1' || !isH2(spare))) {
       this.spare = undefined;
-      setImmediate(callback, null, spare);
+      setImmediate(callback, null, this.adopt(client, spare));
       return;
     }
     if (this.failure !== undefined && performance.now() < this.failureEnds) {
       setImmediate(callback, this.failure, null);
       return;
     }
-    this.generation.connector.connect(ALPN[protocol], (error, socket) => {
+    this.connector.connect(ALPN[protocol], (error, socket) => {
       this.failure = error ?? undefined;
       this.failureEnds = performance.now() + FAILURE_MEMORY_MS;
-      callback(error, socket);
+      callback(error, socket === null ? null : this.adopt(client, socket));
     });
+  }
+
+  /** What undici and Node leave undone on an HTTP/2 connection. */
+  private adopt(client: Client, socket: Socket | TLSSocket): Socket | TLSSocket {
+    if (!isH2(socket)) return socket;
+    closeAsCancelled(socket);
+    watchPings(client, socket, this.options.pingIntervalMs, () => {
+      const reason = `no answer to PINGs every ${this.options.pingIntervalMs} ms: the connection is frozen`;
+      return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.connector.name });
+    });
+    return socket;
   }
 }
 

@@ -41,6 +41,8 @@ export class Connector {
    * session outlives a rotated certificate, and resuming it would show the old one.
    */
   private session: Buffer | undefined;
+  private lastRefusal: KedgeError | undefined;
+  private refusalEnds = 0;
 
   /** The pools' origin, and the kedge as `host:port` for people. */
   get origin(): string {
@@ -132,6 +134,7 @@ export class Connector {
           socket.alpnProtocol,
           resumed ? ', resumed' : '',
         );
+        socket.once('error', (error) => this.noteRefusal(error));
         callback(null, socket);
         return;
       }
@@ -152,11 +155,11 @@ export class Connector {
   }
 
   /**
-   * The error of a connection that had been handed out. With TLS 1.3 the kedge's verdict on our certificate arrives
-   * after the handshake is done for us (RFC 8446 §4.4.2.4), so it shows up in the middle of a call.
+   * Why a connection may have been lost that was handed out lately. With TLS 1.3 the kedge's verdict on our certificate
+   * arrives after the handshake is done for us (RFC 8446 §4.4.2.4), so it meets calls, and not all of them see the alert.
    */
-  static isClientCertificateRefusal(error: unknown): boolean {
-    return REFUSED_CLIENT_CERTIFICATE.test(codeOf(error));
+  get refusal(): KedgeError | undefined {
+    return performance.now() < this.refusalEnds ? this.lastRefusal : undefined;
   }
 
   private expired(): KedgeError | undefined {
@@ -171,6 +174,12 @@ export class Connector {
     // Pools drop their listeners when they are done with a socket; a late error must not end the process.
     socket.on('error', () => {});
     socket.once('close', () => this.sockets.delete(socket));
+  }
+
+  private noteRefusal(error: Error): void {
+    if (!REFUSED_CLIENT_CERTIFICATE.test(codeOf(error))) return;
+    this.lastRefusal = this.tlsError(error);
+    this.refusalEnds = performance.now() + REFUSAL_MEMORY_MS;
   }
 
   private connectError(error: Error | undefined): KedgeError {
@@ -200,6 +209,9 @@ export class Connector {
     return error;
   }
 }
+
+/** How long a refused client certificate explains lost connections, in ms. */
+const REFUSAL_MEMORY_MS = 5000;
 
 /** Alerts by which a TLS peer rejects the certificate it was shown (RFC 8446 §6.2). */
 const REFUSED_CLIENT_CERTIFICATE =

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { Readable } from 'node:stream';
+import { Readable, Writable } from 'node:stream';
 import { describe, it } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import * as undici from 'undici';
@@ -26,7 +26,6 @@ for (const alpn of ['h2', 'http/1.1']) {
         'undici request': async () => (await undici.request(TARGET, { dispatcher })).body.json(),
         'undici stream': async () => {
           const chunks: Buffer[] = [];
-          const { Writable } = await import('node:stream');
           const sink = new Writable({ write: (chunk, _encoding, done) => done(void chunks.push(chunk)) });
           await undici.stream(TARGET, { dispatcher, method: 'GET' }, () => sink);
           return JSON.parse(Buffer.concat(chunks).toString());
@@ -160,7 +159,7 @@ for (const alpn of ['h2', 'http/1.1']) {
         alpn: [alpn],
         handler: (request, response) => {
           closed.push(new Promise((resolve) => response.on('close', resolve)));
-          if (request.url === '/after') response.write('first');
+          if (request.url === '/after') (response as Writable).write('first');
         },
       });
       const { dispatcher } = kedge.dialer();

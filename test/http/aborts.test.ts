@@ -1,0 +1,152 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { constants, type Http2ServerRequest } from 'node:http2';
+import { describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as undici from 'undici';
+import { startKedge } from '../helpers/kedge.ts';
+
+const TARGET = 'http://orders.us1:8080/';
+
+/** Aborts a call in one of many ticks and phases, by number. */
+function abortedCall(i: number, dispatcher: undici.Dispatcher): Promise<unknown> {
+  const abort = new AbortController();
+  const options = {
+    dispatcher,
+    signal: abort.signal,
+    ...(i % 3 === 0 ? { method: 'POST' as const, body: 'x'.repeat(i * 100) } : {}),
+  };
+  const call = i % 2 === 0 ? undici.request(TARGET, options) : fetch(TARGET, options as RequestInit);
+  const settled = call
+    .then(async (response) => {
+      abort.abort();
+      const { body } = response as { body: AsyncIterable<unknown> };
+      for await (const _ of body);
+    })
+    .catch(() => {});
+  switch (i % 8) {
+    case 0:
+      abort.abort();
+      break;
+    case 1:
+      queueMicrotask(() => abort.abort());
+      break;
+    case 2:
+      process.nextTick(() => abort.abort());
+      break;
+    case 3:
+      setImmediate(() => abort.abort());
+      break;
+    case 4:
+      setTimeout(() => abort.abort(), 1);
+      break;
+    case 5:
+      setTimeout(() => abort.abort(), i % 20);
+      break;
+    case 6:
+      Promise.resolve()
+        .then(() => Promise.resolve())
+        .then(() => abort.abort());
+      break;
+    default:
+    // Aborted when the headers are there.
+  }
+  return settled;
+}
+
+describe('mixed aborts', () => {
+  for (const protocol of ['h2', 'h1'] as const) {
+    for (const end of ['close', 'destroy', 'reset'] as const) {
+      it(`200 over ${protocol}, then ${end}, never crash the process`, async (t) => {
+        const failures: unknown[] = [];
+        const note = (error: unknown) => failures.push(error);
+        process.on('uncaughtException', note);
+        process.on('unhandledRejection', note);
+        t.after(() => {
+          process.off('uncaughtException', note);
+          process.off('unhandledRejection', note);
+        });
+        const kedge = await startKedge(t, {
+          handler: (request, response) => {
+            request.on('error', () => {});
+            request.resume();
+            setTimeout(() => response.end('late'), 5);
+          },
+        });
+        const dialer = kedge.dialer({ http: { protocol } });
+        const dispatcher: undici.Dispatcher = dialer.dispatcher;
+        const calls: Promise<unknown>[] = [];
+        for (let i = 0; i < 200; i += 1) {
+          calls.push(abortedCall(i, dispatcher));
+          if (i % 50 === 49) await sleep(3);
+        }
+        if (end === 'reset') kedge.reset();
+        if (end === 'destroy') await dialer.destroy();
+        if (end === 'close') await dialer.close();
+        await Promise.all(calls);
+        await dialer.close();
+        await sleep(20);
+        assert.deepEqual(failures, []);
+        assert.equal(dialer.stats().inFlight, 0);
+      });
+    }
+  }
+});
+
+describe('an aborted upload', () => {
+  it('that the window of the kedge holds back is reset at once, and cannot hang the process', async (t) => {
+    const codes: number[] = [];
+    const kedge = await startKedge(t, {
+      alpn: ['h2'],
+      handler: (request, response) => {
+        const { stream } = request as Http2ServerRequest;
+        request.on('error', () => {});
+        if (request.url === '/slow') stream.on('close', () => codes.push(stream.rstCode));
+        else request.resume().on('end', () => response.end('ok'));
+      },
+    });
+    const dispatcher: undici.Dispatcher = kedge.dialer().dispatcher;
+    const abort = new AbortController();
+    // Nobody reads these: more than the stream's and the connection's windows stay with us, the end included.
+    const uploads = Array.from({ length: 10 }, () =>
+      undici.request(`${TARGET}slow`, { dispatcher, method: 'POST', body: Buffer.alloc(50_000), signal: abort.signal }),
+    );
+    for (const upload of uploads) upload.catch(() => {});
+    while (kedge.seen.length < 10) await sleep(5);
+    await sleep(50);
+    abort.abort();
+    for (const upload of uploads) await assert.rejects(upload, { name: 'AbortError' });
+    const { body } = await undici.request(TARGET, { dispatcher, method: 'POST', body: Buffer.alloc(500_000) });
+    assert.equal(await body.text(), 'ok');
+    assert.deepEqual(codes, Array(10).fill(constants.NGHTTP2_CANCEL));
+    assert.equal(kedge.handshakes, 1);
+  });
+});
+
+describe('close()', () => {
+  it('lets the process exit by itself', async (t) => {
+    const kedge = await startKedge(t);
+    const code = `
+      import { createDialer, pem, single } from ${JSON.stringify(new URL('../../src/index.ts', import.meta.url).href)};
+      const { cert, key, ca, kedge } = JSON.parse(process.argv[1]);
+      const dialer = createDialer({ mapper: single(kedge), identity: pem({ cert, key, ca }) });
+      const response = await dialer.fetch('http://a.us1/');
+      await response.text();
+      await dialer.close();
+      console.log(process.getActiveResourcesInfo().filter((kind) => /TCP|TLS|Timeout/.test(kind)).length);
+    `;
+    const init = { cert: kedge.client.cert, key: kedge.client.key, ca: kedge.ca.cert, kedge: kedge.route() };
+    // The kedge runs in this process, so the child must not be waited for synchronously.
+    const child = spawn(process.execPath, ['--input-type=module', '-e', code, JSON.stringify(init)]);
+    let out = '';
+    child.stdout.on('data', (chunk) => {
+      out += chunk;
+    });
+    child.stderr.on('data', (chunk) => {
+      out += chunk;
+    });
+    const [status] = await new Promise<[number | null]>((resolve) => child.on('exit', (exit) => resolve([exit])));
+    assert.equal(status, 0, out);
+    assert.equal(out.trim(), '0');
+  });
+});
