@@ -98,6 +98,12 @@ export function isKedgeError(value: unknown): value is KedgeError {
   return String((value as { code?: unknown }).code).startsWith('ERR_KEDGE_');
 }
 
+/** The `code` that Node, OpenSSL and undici give their errors; empty without one. */
+export function codeOf(error: unknown): string {
+  const { code } = (error ?? {}) as { code?: unknown };
+  return typeof code === 'string' ? code : '';
+}
+
 /** An input as error text: printable, short, and without what may be a password. */
 export function quote(input: unknown): string {
   if (typeof input !== 'string') return input === null ? 'null' : `a value of type ${typeof input}`;

@@ -1,5 +1,5 @@
 import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
+import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
 import { TOKEN_DEADLINE_MS, type TokenSource } from './token-source.ts';
 
 /** RFC 6750 tokens are a subset of this; anything outside could end a header early or is a mistake such as a newline. */
@@ -64,12 +64,12 @@ export class Bearer {
   private fail(reason: string, cause?: unknown): KedgeError {
     if (isKedgeError(cause)) return cause;
     // The source's own message may quote what it read, so only its kind is kept.
-    const kind = cause instanceof Error ? ` (${cause.name}${codeOf(cause)})` : '';
+    const kind = cause instanceof Error ? ` (${cause.name}${shownCode(cause)})` : '';
     return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${this.source.name}: ${reason}${kind}`);
   }
 }
 
-function codeOf(error: Error): string {
-  const { code } = error as { code?: unknown };
-  return typeof code === 'string' && /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
+function shownCode(error: Error): string {
+  const code = codeOf(error);
+  return /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
 }

@@ -1,4 +1,4 @@
-import { isKedgeError, KedgeError } from '../errors.ts';
+import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
 import type { Connector } from '../kedge/connector.ts';
 
 /** undici's and Node's codes for a transport that failed under a call; anything else is the caller's own error. */
@@ -8,13 +8,17 @@ const TIMEOUT = /^UND_ERR_(?:HEADERS|BODY|CONNECT)_TIMEOUT$/;
 const RESPONSE = /^(?:HPE_|UND_ERR_HEADERS_OVERFLOW|UND_ERR_RES_|UND_ERR_RESPONSE)/;
 const REQUEST = /^UND_ERR_(?:INVALID_ARG|NOT_SUPPORTED|REQ_CONTENT_LENGTH_MISMATCH)$/;
 
+/** Whether undici found the request itself invalid, which it does when a client takes it from the pool. */
+export function isInvalidRequest(error: unknown): boolean {
+  return REQUEST.test(codeOf(error));
+}
+
 /** What a failed call is told: a {@link KedgeError} with undici's error as its cause; the caller's own errors as they are. */
 export function callError(error: unknown, target: string, kedge: Connector | undefined): Error {
   if (isKedgeError(error)) return error.for(target);
   const cause = error instanceof Error ? error : new Error('a non-error was thrown', { cause: error });
   const context = { target, kedge: kedge?.name, cause };
-  const { code } = cause as { code?: unknown };
-  const name = typeof code === 'string' ? code : '';
+  const name = codeOf(cause);
   if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', 'request', cause.message, context);
   if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', 'kedge', cause.message, context);
   if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', 'kedge', cause.message, context);

@@ -4,7 +4,7 @@ import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import type { Plan } from '../mapper/router.ts';
 import type { Target } from '../target.ts';
-import { callError } from './errors.ts';
+import { callError, isInvalidRequest } from './errors.ts';
 import { flatHeaders, type HeadersInput } from './headers.ts';
 import type { HttpPool, HttpPools } from './pool.ts';
 import { checkPath, type DispatchOptions, needsH1, type PoolRequest, poolRequest } from './request.ts';
@@ -148,6 +148,7 @@ export class Exchange implements Handler, Controller {
 
   onResponseError(_controller: Controller | null, error: Error): void {
     if (this.done) return;
+    if (this.live === undefined && isInvalidRequest(error)) this.pool!.turnedDown();
     if (this.live === undefined && this.hopIndex + 1 < this.plan.hops.length && isDialError(error)) {
       // The attempt never began, so nothing of the request was sent: any request may go to the next kedge.
       this.hopIndex += 1;

@@ -43,6 +43,7 @@ export class HttpPool implements WirePool {
   private probe: Promise<void> | undefined;
   /** The connection that the first request dialled, until the pool asks for it. */
   private spare: Socket | TLSSocket | undefined;
+  private readonly clients = new Set<Client>();
   /** Connections that an upgrade took out of their pool. */
   private readonly upgraded = new Set<Duplex>();
   private failure: KedgeError | undefined;
@@ -70,6 +71,19 @@ export class HttpPool implements WirePool {
     this.held.push({ request, handler });
     this.probe ??= this.negotiate();
     return true;
+  }
+
+  /**
+   * undici takes the `false` with which a client turns down an invalid request for "busy until I say drain", which it
+   * never says: one bad header would stop the pool for good. So it is said here.
+   */
+  turnedDown(): void {
+    setImmediate(() => {
+      for (const client of this.clients) {
+        if (client.destroyed || client.closed) this.clients.delete(client);
+        else (client as EventEmitter).emit('drain', new URL(this.connector.origin), [client]);
+      }
+    });
   }
 
   /** An upgraded connection is a call under way for as long as it is open. */
@@ -152,6 +166,7 @@ export class HttpPool implements WirePool {
           ...options,
           connect: (_options, callback) => this.connect(protocol, client, callback as DialCallback),
         });
+        this.clients.add(client);
         return client;
       },
     });

@@ -1,7 +1,7 @@
 import net from 'node:net';
 import tls from 'node:tls';
 import { debug } from '../debug.ts';
-import { KedgeError, type KedgeErrorCode } from '../errors.ts';
+import { codeOf, KedgeError, type KedgeErrorCode } from '../errors.ts';
 import type { IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
@@ -255,11 +255,6 @@ function once(
   socket.once('error', onError);
   socket.once('close', onClose);
   return { ready: () => finish(undefined, 'ready') };
-}
-
-function codeOf(error: unknown): string {
-  const { code } = (error ?? {}) as { code?: unknown };
-  return typeof code === 'string' ? code : '';
 }
 
 function because(error: Error | undefined): string {

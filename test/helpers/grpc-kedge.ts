@@ -6,8 +6,12 @@ import { startKedge, type TestKedge, type TestKedgeOptions } from './kedge.ts';
 /** What the kedge saw of one call. */
 export interface SeenCall {
   service: string;
+  path: string;
   authority: string;
   metadata: grpc.Metadata;
+  /** The client certificate of the connection that it came on. */
+  clientSubject: string;
+  clientSerial: string;
 }
 
 export interface Echo {
@@ -84,7 +88,15 @@ export async function startGrpcKedge(t: TestContext, options: GrpcKedgeOptions =
   const server = new grpc.Server({ 'grpc.max_receive_message_length': -1, ...options.server });
   for (const service of options.services ?? ['test.Echo']) {
     const see = (call: grpc.ServerUnaryCall<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>) => {
-      calls.push({ service, authority: call.getHost(), metadata: call.metadata });
+      const certificate = call.getAuthContext().sslPeerCertificate;
+      calls.push({
+        service,
+        path: call.getPath(),
+        authority: call.getHost(),
+        metadata: call.metadata,
+        clientSubject: String(certificate?.subject.CN),
+        clientSerial: String(certificate?.serialNumber),
+      });
       return call.getHost();
     };
     server.addService(echoService(service), {

@@ -4,8 +4,8 @@ import http2 from 'node:http2';
 import type { AddressInfo, Socket } from 'node:net';
 import type { TestContext } from 'node:test';
 import tls from 'node:tls';
-import { type Authority, type Certificate, createAuthority } from '../../examples/pki.ts';
 import { createDialer, type Dialer, type DialerOptions, pem, type RouteInit, single } from '../../src/index.ts';
+import { type Authority, type Certificate, createAuthority } from './certs.ts';
 
 /** The name that the test kedge's certificate is for. */
 export const KEDGE_NAME = 'us1.kedge.test';
@@ -18,6 +18,8 @@ export interface Seen {
   authority: string;
   path: string;
   headers: Record<string, string | string[] | undefined>;
+  /** Name and value in turn, as they came. */
+  rawHeaders: string[];
   sni: string | false;
   clientSubject: string;
   clientSerial: string;
@@ -44,6 +46,8 @@ export interface TestKedge {
   route(options?: Partial<Exclude<RouteInit, string | URL>>): Exclude<RouteInit, string | URL>;
   /** A dialer that sends every name here with the client certificate; closed when the test ends. */
   dialer(options?: Partial<DialerOptions>): Dialer;
+  /** Cuts every connection with a TCP reset. */
+  reset(): void;
   close(): Promise<void>;
 }
 
@@ -90,6 +94,7 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
       authority: request instanceof http.IncomingMessage ? request.headers.host! : request.authority,
       path: request.url!,
       headers: request.headers,
+      rawHeaders: request.rawHeaders,
       sni: (socket as tls.TLSSocket & { servername: string | false }).servername,
       clientSubject: String(certificate.subject?.CN),
       clientSerial: certificate.serialNumber,
@@ -162,6 +167,9 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
       const dialer = createDialer({ mapper: single(kedge.route()), identity, ...more });
       t.after(() => dialer.destroy());
       return dialer;
+    },
+    reset: () => {
+      for (const socket of tcp) socket.resetAndDestroy();
     },
     close: () =>
       new Promise((resolve) => {

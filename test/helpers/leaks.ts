@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const COUNTED = /^(?:TCPSocketWrap|TLSWrap|TCPServerWrap|TCPConnectWrap|Timeout|Immediate|GetAddrInfoReqWrap)$/;
+const COUNTED =
+  /^(?:TCPSocketWrap|TLSWrap|TCPServerWrap|TCPConnectWrap|PipeWrap|ProcessWrap|FSEventWrap|StatWatcher|Timeout|Immediate|GetAddrInfoReqWrap)$/;
 
 function resources(): Record<string, number> {
   const counts: Record<string, number> = {};
@@ -11,10 +13,13 @@ function resources(): Record<string, number> {
   return counts;
 }
 
-/** Counts what keeps the process alive; the function it returns asserts that nothing was added since. */
-export function trackLeaks(): () => Promise<void> {
+/**
+ * Counts what keeps the process alive; the function it returns asserts that nothing was added since. Given the test's
+ * context it asserts by itself when the test is over, after everything that the test tears down, so call it first.
+ */
+export function trackLeaks(t?: TestContext): () => Promise<void> {
   const before = resources();
-  return async () => {
+  const check = async () => {
     let left: [string, number][] = [];
     // Closing takes a few turns of the loop, and a loaded machine more; a leak stays however long we look.
     for (let attempt = 0; attempt < 50; attempt += 1) {
@@ -24,4 +29,7 @@ export function trackLeaks(): () => Promise<void> {
     }
     assert.deepEqual(left, [], 'resources were left behind');
   };
+  // Hooks run in the order in which they were added: added by the first of them, the check comes after those of the test.
+  t?.after(() => t.after(check));
+  return check;
 }
