@@ -7,7 +7,7 @@ export interface TokenSource {
   readonly name: string;
   /** A token that is valid now, without waiting; undefined when there is none at hand. */
   peek(): string | undefined;
-  /** A token that is valid now. The dialer gives up after {@link TOKEN_DEADLINE_MS}, whatever the source does. */
+  /** A token that is valid now. The dialer gives up after 10 s, whatever the source does. */
   token(signal?: AbortSignal): Promise<string>;
   /** The kedge or the backend refused the token last given. */
   invalidate?(): void;

@@ -25,7 +25,7 @@ export interface GrpcDialer {
   /**
    * The same client class, dialling through kedges. Its constructor takes `(address, credentials?, options?, ...rest)`;
    * the credentials serve unmapped targets, and call credentials in them serve all. Without them an unmapped target is
-   * a {@link KedgeError} `ERR_KEDGE_UNMAPPED`, thrown by the constructor: it never goes out insecurely.
+   * a `KedgeError` `ERR_KEDGE_UNMAPPED`, thrown by the constructor: it never goes out insecurely.
    */
   wrap<C extends ClientConstructor>(client: C): WrappedClient<C>;
   /** For the option `channelFactoryOverride` of any client. */
@@ -38,7 +38,7 @@ export interface GrpcDialer {
    * A channel for what takes one: the option `channelOverride`, or nice-grpc's `createClient()`. Closing it closes no
    * connection that others use.
    *
-   * @throws {@link KedgeError} `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE`, `ERR_KEDGE_UNMAPPED`, `ERR_KEDGE_OPTIONS`, `ERR_KEDGE_CLOSED`
+   * @throws `KedgeError` `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE`, `ERR_KEDGE_UNMAPPED`, `ERR_KEDGE_OPTIONS`, `ERR_KEDGE_CLOSED`
    */
   channel(address: string, credentials?: ChannelCredentials, options?: ClientOptions): Channel;
 }
@@ -48,7 +48,7 @@ export interface GrpcDialer {
  * All services behind a kedge whose clients use equal channel options share connections, because `:authority` is set for
  * each call (RFC 9113 §8.3.1) and TLS is verified against the kedge.
  *
- * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
+ * @throws `KedgeError` `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
  */
 export function grpcDialer(dialer: Dialer): GrpcDialer {
   const core = coreOf(dialer);

@@ -22,7 +22,7 @@ export interface KedgeOptions {
   readonly onWarning: (warning: Error) => void;
 }
 
-/** What {@link Kedge.stats} reports. */
+/** One kedge in {@link DialerStats}. */
 export interface KedgeStats {
   /** `host:port`. */
   kedge: string;

@@ -52,6 +52,8 @@ export interface TestKedge {
 }
 
 export interface TestKedgeOptions {
+  /** More names in its certificate. */
+  names?: readonly string[];
   alpn?: readonly string[];
   handler?: KedgeHandler;
   requireClientCertificate?: boolean;
@@ -74,7 +76,7 @@ export function authority(): Promise<Authority> {
 export async function startKedge(t: TestContext, options: TestKedgeOptions = {}): Promise<TestKedge> {
   const ca = await authority();
   const [certificate, client] = await Promise.all([
-    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
+    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME, ...(options.names ?? [])] }),
     ca.issue({ cn: 'pod' }),
   ]);
   const seen: Seen[] = [];
