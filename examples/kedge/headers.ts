@@ -1,0 +1,79 @@
+import type { IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http';
+
+/** RFC 9110 §7.6.1: for the next hop only. `te: trailers` is what gRPC needs and is set anew where it matters. */
+const HOP_BY_HOP = new Set([
+  'connection',
+  'http2-settings',
+  'keep-alive',
+  'proxy-authenticate',
+  'proxy-connection',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+]);
+
+/** What only a kedge may say about a caller: from a client it would be a forgery. */
+const SET_BY_KEDGE = new Set([
+  'forwarded',
+  'via',
+  'x-forwarded-for',
+  'x-forwarded-host',
+  'x-forwarded-port',
+  'x-forwarded-proto',
+  'x-kedge-client-subject',
+  'x-real-ip',
+]);
+
+/** What only a kedge or winch may say about an answer: from a backend it would make clients replay a request. */
+const SAID_BY_KEDGE = new Set([
+  'x-kedge-backend-name',
+  'x-kedge-error',
+  'x-kedge-error-type',
+  'x-winch-error',
+  'x-winch-error-type',
+]);
+
+/** What the kedge tells a backend about the caller. */
+export interface Caller {
+  /** The client certificate's subject, such as `CN=checkout`. */
+  subject: string | undefined;
+  address: string | undefined;
+  authority: string;
+  /** `1.1` or `2.0`, for `Via`. */
+  version: string;
+}
+
+/** A client's headers as a backend gets them: without what was meant for us, with what we know. */
+export function towardsBackend(
+  headers: IncomingHttpHeaders,
+  caller: Caller,
+  stripProxyAuth: boolean,
+): OutgoingHttpHeaders {
+  const result = pick(
+    headers,
+    (name) => !SET_BY_KEDGE.has(name) && !(stripProxyAuth && name === 'proxy-authorization'),
+  );
+  result['via'] = `${caller.version} kedge`;
+  result['x-forwarded-proto'] = 'https';
+  result['x-forwarded-host'] = caller.authority;
+  if (caller.address !== undefined) result['x-forwarded-for'] = caller.address;
+  if (caller.subject !== undefined) result['x-kedge-client-subject'] = caller.subject;
+  return result;
+}
+
+/** A backend's headers as the client gets them. */
+export function towardsClient(headers: IncomingHttpHeaders): OutgoingHttpHeaders {
+  return pick(headers, (name) => !SAID_BY_KEDGE.has(name));
+}
+
+/** Leaves out pseudo headers, hop-by-hop headers, those that `Connection` names, and what `keep` does not want. */
+function pick(headers: IncomingHttpHeaders, keep: (name: string) => boolean): OutgoingHttpHeaders {
+  const named = new Set((headers.connection ?? '').toLowerCase().split(/\s*,\s*/));
+  const result: OutgoingHttpHeaders = {};
+  for (const [name, value] of Object.entries(headers)) {
+    if (name.startsWith(':') || HOP_BY_HOP.has(name) || named.has(name) || !keep(name)) continue;
+    if (value !== undefined) result[name] = value;
+  }
+  return result;
+}
