@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { startGrpcKedge } from './helpers/grpc-kedge.ts';
 import { startKedge } from './helpers/kedge.ts';
+import { tempDir } from './helpers/temp.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const readme = readFileSync(join(ROOT, 'README.md'), 'utf8');
@@ -41,9 +41,8 @@ const GREETER = `
 `;
 
 /** A project folder such as a user has, with the package installed. */
-function project(t: TestContext): string {
-  const folder = mkdtempSync(join(tmpdir(), 'kedge-readme-'));
-  t.after(() => rmSync(folder, { recursive: true, force: true }));
+async function project(t: TestContext): Promise<string> {
+  const folder = await tempDir(t);
   mkdirSync(join(folder, 'node_modules/@grpc'), { recursive: true });
   symlinkSync(ROOT, join(folder, 'node_modules/kedge-dialer'));
   symlinkSync(join(ROOT, 'node_modules/@grpc/grpc-js'), join(folder, 'node_modules/@grpc/grpc-js'));
@@ -75,7 +74,7 @@ async function run(
 
 describe('every snippet of the README runs', () => {
   const expected = [
-    /^200 \{[^]*authority: 'orders\.shop\.svc\.us1\.prod\.clusters\.local:8080'/,
+    /^200 \{[\s\S]*authority: 'orders\.shop\.svc\.us1\.prod\.clusters\.local:8080'/,
     /^200$/,
     /authority: 'greeter\.shop\.svc\.us1\.prod\.clusters\.local:9090'/,
     /^200$/,
@@ -90,7 +89,7 @@ describe('every snippet of the README runs', () => {
       ?.trim()}`, async (t) => {
       const options = { names: ['us1.prod.kedge.example.com'], requireClientCertificate: false };
       const kedge = await (code.includes('kedge-dialer/grpc') ? startGrpcKedge(t, options) : startKedge(t, options));
-      const folder = project(t);
+      const folder = await project(t);
       const files = { 'tls.crt': kedge.client.cert, 'tls.key': kedge.client.key, 'ca.crt': kedge.ca.cert };
       for (const [name, content] of Object.entries(files)) writeFileSync(join(folder, name), content);
       const file = `snippet-${i}.ts`;

@@ -12,7 +12,11 @@ function answer(backend: string, client: unknown): Answer {
 
 const server = http.createServer((request, response) => {
   if (request.url === '/download') {
-    response.setHeader('x-answer', JSON.stringify(answer('orders', request.headers['x-kedge-client-subject'])));
+    const from = answer('orders', request.headers['x-kedge-client-subject']);
+    response.setHeader(
+      'x-reply',
+      JSON.stringify({ from, host: request.headers.host, bytes: 0, via: request.headers.via }),
+    );
     const chunk = Buffer.alloc(64 * 1024, cluster);
     let left = 16;
     const write = () => {

@@ -88,7 +88,7 @@ export async function runClient(options: ClientOptions): Promise<{ rows: Row[]; 
       let bytes = 0;
       for await (const chunk of response.body!) bytes += chunk.length;
       assert.equal(bytes, 16 * 64 * 1024);
-      return { answer: check(JSON.parse(response.headers.get('x-answer') ?? '{}'), 'orders'), protocol: '' };
+      return checkReply(JSON.parse(response.headers.get('x-reply') ?? '{}'), 0);
     });
 
     const client = new Greeter(greeter);

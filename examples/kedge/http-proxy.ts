@@ -15,6 +15,8 @@ export interface Exchange {
   readonly headers: IncomingHttpHeaders;
   readonly body: Readable;
   readonly caller: Caller;
+  /** Where the answer goes; it closes early when the client goes away. */
+  readonly sink: Writable;
   /** Sends the head of the answer; the body goes where it returns, `trailers()` is asked at its end. */
   respond(status: number, headers: OutgoingHttpHeaders, trailers?: () => IncomingHttpHeaders): Writable;
   /** Cuts the answer short, so that nobody takes it for whole. */
@@ -64,12 +66,14 @@ export class HttpProxy {
       headers,
     });
     let answered = false;
+    let complete = false;
     request.on('response', (response) => {
       answered = true;
       const head = { ...towardsClient(response.headers), 'x-kedge-backend-name': backend.name };
       const sink = exchange.respond(response.statusCode!, head, () => response.trailers);
       pipeline(response, sink, (error) => {
         if (error) exchange.abort();
+        else complete = true;
       });
     });
     request.on('error', (error: NodeJS.ErrnoException) => {
@@ -83,8 +87,8 @@ export class HttpProxy {
       // The client went away, or sent a body that breaks off: the backend must not take it for whole.
       if (error) request.destroy();
     });
-    exchange.body.on('close', () => {
-      if (!exchange.body.readableEnded) request.destroy();
+    exchange.sink.once('close', () => {
+      if (!complete) request.destroy();
     });
   }
 
@@ -95,6 +99,7 @@ export class HttpProxy {
 
 /** An answer of the kedge's own. The text is ours, so it tells nothing of backends. */
 export function refuse(exchange: Exchange, status: number, type: ErrorType, message: string): void {
+  if (exchange.sink.destroyed) return;
   exchange.body.resume();
   const headers = { 'content-type': 'text/plain', 'x-kedge-error': message, 'x-kedge-error-type': type };
   exchange.respond(status, headers).end(`kedge: ${message}\n`);

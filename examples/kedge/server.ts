@@ -155,6 +155,7 @@ function h1Exchange(request: http.IncomingMessage, response: http.ServerResponse
     url: request.url!,
     headers: request.headers,
     body: request,
+    sink: response,
     caller: callerOf(request.socket as tls.TLSSocket, authority, request.httpVersion),
     respond: (status, headers, trailers) => {
       response.writeHead(status, headers);
@@ -173,6 +174,7 @@ function h2Exchange(stream: http2.ServerHttp2Stream, headers: http2.IncomingHttp
     url: headers[':path'] ?? '/',
     headers,
     body: stream,
+    sink: stream,
     caller,
     respond: (status, head, trailers) => {
       stream.respond({ ':status': status, ...head }, { waitForTrailers: trailers !== undefined });

@@ -74,17 +74,19 @@ export interface GrpcKedge extends TestKedge {
   readonly connections: { sni: string | false; clientSubject: string; clientSerial: string; resumed: boolean }[];
 }
 
-export interface GrpcKedgeOptions extends TestKedgeOptions {
+export interface GrpcKedgeOptions extends TestKedgeOptions, GrpcServerOptions {}
+
+export interface GrpcServerOptions {
+  /** Names of the echo services. Default: `test.Echo`. */
   services?: readonly string[];
   server?: grpc.ServerOptions;
   /** Replaces the answer to unary calls. */
   unary?: grpc.handleUnaryCall<{ text: string }, Echo>;
+  /** Adds services of the test's own. */
+  addServices?: (server: grpc.Server) => void;
 }
 
-/** A kedge whose HTTP/2 connections are served by grpc-js itself. */
-export async function startGrpcKedge(t: TestContext, options: GrpcKedgeOptions = {}): Promise<GrpcKedge> {
-  const calls: SeenCall[] = [];
-  const connections: GrpcKedge['connections'] = [];
+function echoServer(options: GrpcServerOptions, calls: SeenCall[]): grpc.Server {
   const server = new grpc.Server({ 'grpc.max_receive_message_length': -1, ...options.server });
   for (const service of options.services ?? ['test.Echo']) {
     const see = (call: grpc.ServerUnaryCall<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>) => {
@@ -125,6 +127,30 @@ export async function startGrpcKedge(t: TestContext, options: GrpcKedgeOptions =
       },
     } as grpc.UntypedServiceImplementation);
   }
+  options.addServices?.(server);
+  return server;
+}
+
+/** The echo server on a plain port, as a backend behind a kedge. */
+export async function startEchoServer(
+  t: TestContext,
+  options: GrpcServerOptions = {},
+): Promise<{ port: number; calls: SeenCall[] }> {
+  const calls: SeenCall[] = [];
+  const server = echoServer(options, calls);
+  t.after(() => server.forceShutdown());
+  const port = await new Promise<number>((resolve, reject) => {
+    const credentials = grpc.ServerCredentials.createInsecure();
+    server.bindAsync('127.0.0.1:0', credentials, (error, bound) => (error === null ? resolve(bound) : reject(error)));
+  });
+  return { port, calls };
+}
+
+/** A kedge whose HTTP/2 connections are served by grpc-js itself. */
+export async function startGrpcKedge(t: TestContext, options: GrpcKedgeOptions = {}): Promise<GrpcKedge> {
+  const calls: SeenCall[] = [];
+  const connections: GrpcKedge['connections'] = [];
+  const server = echoServer(options, calls);
   const injector = server.createConnectionInjector(grpc.ServerCredentials.createInsecure());
   const kedge = await startKedge(t, {
     ...options,

@@ -31,6 +31,27 @@ export interface NodeProcess<Ready> {
   kill(): Promise<Exit>;
 }
 
+/** Runs a program of the project to its end; `out` is stdout and stderr as they came. */
+export async function runNode(
+  args: readonly string[],
+  { env = {}, cwd = ROOT }: { env?: Record<string, string>; cwd?: string } = {},
+): Promise<{ status: number | null; out: string }> {
+  // A child that has this variable reports to our test runner.
+  const { NODE_TEST_CONTEXT: _, ...own } = process.env;
+  const child = spawn(process.execPath, args, { cwd, env: { ...own, ...env } });
+  running.add(child);
+  let out = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      out += text;
+    });
+  }
+  const status = await new Promise<number | null>((resolve) => child.on('close', resolve));
+  running.delete(child);
+  return { status, out };
+}
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const READY_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 5_000;
 const running = new Set<ChildProcess>();

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { constants, type Http2ServerRequest } from 'node:http2';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as undici from 'undici';
 import { startKedge } from '../helpers/kedge.ts';
+import { runNode } from '../helpers/process.ts';
 
 const TARGET = 'http://orders.us1:8080/';
 
@@ -136,16 +136,7 @@ describe('close()', () => {
       console.log(process.getActiveResourcesInfo().filter((kind) => /TCP|TLS|Timeout/.test(kind)).length);
     `;
     const init = { cert: kedge.client.cert, key: kedge.client.key, ca: kedge.ca.cert, kedge: kedge.route() };
-    // The kedge runs in this process, so the child must not be waited for synchronously.
-    const child = spawn(process.execPath, ['--input-type=module', '-e', code, JSON.stringify(init)]);
-    let out = '';
-    child.stdout.on('data', (chunk) => {
-      out += chunk;
-    });
-    child.stderr.on('data', (chunk) => {
-      out += chunk;
-    });
-    const [status] = await new Promise<[number | null]>((resolve) => child.on('exit', (exit) => resolve([exit])));
+    const { status, out } = await runNode(['--input-type=module', '-e', code, JSON.stringify(init)]);
     assert.equal(status, 0, out);
     assert.equal(out.trim(), '0');
   });

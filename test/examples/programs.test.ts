@@ -1,0 +1,113 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { readdirSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { describe, it } from 'node:test';
+import type * as grpc from '@grpc/grpc-js';
+import { GreeterService, type Hello } from '../../examples/grpc/greeter.ts';
+import { createDialer, pem, single } from '../../src/index.ts';
+import { startGrpcKedge } from '../helpers/grpc-kedge.ts';
+import { authority, KEDGE_NAME, startKedge, type TestKedge } from '../helpers/kedge.ts';
+import { runNode, spawnNode } from '../helpers/process.ts';
+import { tempDir } from '../helpers/temp.ts';
+
+const greet = (server: grpc.Server) =>
+  server.addService(GreeterService, {
+    sayHello: (call: grpc.ServerUnaryCall<Hello, unknown>, callback: grpc.sendUnaryData<unknown>) =>
+      callback(null, { text: `Hello ${call.request.name}` }),
+    chat: () => {},
+  });
+
+describe('the examples', () => {
+  const programs: [string, string, RegExp][] = [
+    ['examples/http/main.ts', 'http://orders.us1:8080/', /^200 .*"authority":"orders\.us1:8080"/],
+    ['examples/grpc/main.ts', 'greeter.us1:9090', /^Hello Ada/],
+  ];
+  for (const [program, target, expected] of programs) {
+    it(`${program} does what it says`, async (t) => {
+      const kedge: TestKedge = program.includes('grpc')
+        ? await startGrpcKedge(t, { addServices: greet })
+        : await startKedge(t);
+      const folder = await tempDir(t);
+      const file = (name: string, content: string) => {
+        writeFileSync(join(folder, name), content);
+        return join(folder, name);
+      };
+      const { status, out } = await runNode([program, target], {
+        env: {
+          KEDGE: kedge.url,
+          SERVER_NAME: KEDGE_NAME,
+          CERT: file('tls.crt', kedge.client.cert),
+          KEY: file('tls.key', kedge.client.key),
+          CA: file('ca.crt', kedge.ca.cert),
+        },
+      });
+      assert.equal(status, 0, out);
+      assert.match(out, expected);
+    });
+  }
+
+  it('the demo checks every answer and leaves nothing behind', async (t) => {
+    const folder = await tempDir(t);
+    const { status, out } = await runNode(['examples/demo/main.ts'], { env: { TMPDIR: folder } });
+    assert.equal(status, 0, out);
+    assert.match(out.trim(), /\ndemo: 13 calls, 0 failed, 4 TLS handshakes$/);
+    assert.equal(out.match(/CN=checkout/g)?.length, 12);
+    assert.deepEqual(readdirSync(folder), []);
+  });
+
+  it('the kedge refuses to start on wrong flags', async () => {
+    assert.match((await runNode(['examples/kedge/main.ts', '--no_such_flag'])).out, /^kedge: Unknown option/);
+    const { status, out } = await runNode(['examples/kedge/main.ts', '--server_tls_cert_file=x']);
+    assert.equal(status, 2);
+    assert.match(out, /--server_tls_client_ca_files is required/);
+  });
+
+  it('the kedge finishes what is under way on SIGTERM, and exits', async (t) => {
+    const arrived = Promise.withResolvers<void>();
+    const release = Promise.withResolvers<void>();
+    const backend = http
+      .createServer(async (_request, response) => {
+        arrived.resolve();
+        await release.promise;
+        response.end('whole');
+      })
+      .listen(0, '127.0.0.1');
+    t.after(() => backend.close());
+    await once(backend, 'listening');
+    const host = { dns_name: '127.0.0.1', port: (backend.address() as AddressInfo).port };
+    const ca = await authority();
+    const [server, client] = await Promise.all([
+      ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
+      ca.issue({ cn: 'pod' }),
+    ]);
+    const folder = await tempDir(t);
+    const flags = Object.entries({
+      server_tls_cert_file: server.cert,
+      server_tls_key_file: server.key,
+      server_tls_client_ca_files: ca.cert,
+      kedge_config_director_config_path: JSON.stringify({ http: { routes: [{ backend_name: 'orders' }] } }),
+      kedge_config_backendpool_config_path: JSON.stringify({ http: { backends: [{ name: 'orders', host }] } }),
+    }).map(([name, content]) => {
+      writeFileSync(join(folder, name), content);
+      return `--${name}=${join(folder, name)}`;
+    });
+    const kedge = await spawnNode<{ port: number }>(t, 'examples/kedge/main.ts', [
+      '--server_http_tls_port=any',
+      ...flags,
+    ]);
+    const dialer = createDialer({
+      mapper: single({ kedge: `https://127.0.0.1:${kedge.ready.port}`, serverName: KEDGE_NAME }),
+      identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }),
+    });
+    t.after(() => dialer.destroy());
+    const call = dialer.fetch('http://orders.us1/');
+    await arrived.promise;
+    process.kill(kedge.pid, 'SIGTERM');
+    setTimeout(release.resolve, 200);
+    assert.equal(await (await call).text(), 'whole');
+    assert.deepEqual(await kedge.exited, { code: 0, signal: null });
+  });
+});
