@@ -11,13 +11,19 @@ export interface CertificateRequest {
   ip?: readonly string[];
   /** URI names, such as a SPIFFE ID. */
   uri?: readonly string[];
-  /** Default: now. */
+  /** Good for client authentication. Default: true. */
+  client?: boolean;
+  /** Good for server authentication. Default: true. */
+  server?: boolean;
+  /** Default: a minute ago. */
   notBefore?: Date;
   /** Default: in one day. */
   notAfter?: Date;
   /** Default: `ec` (P-256). */
-  keyType?: 'ec' | 'rsa' | 'ed25519';
+  keyType?: KeyType;
 }
+
+export type KeyType = 'ec' | 'rsa' | 'ed25519';
 
 /** A certificate with its key, as PEM text. */
 export interface Certificate {
@@ -27,14 +33,13 @@ export interface Certificate {
   serial: string;
 }
 
-/** A certificate authority that lives as long as the process. */
+/** A certificate authority that lives as long as the process; its own key is there to forge and to re-create it. */
 export interface Authority {
-  /** Its own certificate, PEM. */
+  /** Its own certificate and key, PEM. */
   cert: string;
+  key: string;
   issue(request: CertificateRequest): Promise<Certificate>;
 }
-
-type KeyPair = webcrypto.CryptoKeyPair;
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 const ALGORITHMS = {
@@ -43,36 +48,44 @@ const ALGORITHMS = {
   ed25519: { name: 'Ed25519' },
 } as const;
 
-x509.cryptoProvider.set(webcrypto as never);
+x509.cryptoProvider.set(webcrypto);
 
-/** Makes a CA for a demo or a test: nothing is written anywhere. */
-export async function createAuthority(cn: string): Promise<Authority> {
+/** Makes a CA with an ECDSA P-256 key: nothing is written anywhere. */
+export async function createAuthority(name: string): Promise<Authority> {
   const keys = await keyPair('ec');
   const certificate = await x509.X509CertificateGenerator.createSelfSigned({
     serialNumber: serialNumber(),
-    name: `CN=${cn}`,
+    name: commonName(name),
     notBefore: new Date(Date.now() - DAY_MS),
     notAfter: new Date(Date.now() + 10 * DAY_MS),
-    keys: keys as never,
+    keys,
     signingAlgorithm: ALGORITHMS.ec,
     extensions: [
       new x509.BasicConstraintsExtension(true, undefined, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
-      await x509.SubjectKeyIdentifierExtension.create(keys.publicKey as never),
+      await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
+      await x509.AuthorityKeyIdentifierExtension.create(keys.publicKey),
     ],
   });
   return {
     cert: certificate.toString('pem'),
+    key: await pkcs8(keys),
     issue: (request) => issue(certificate, keys, request),
   };
 }
 
 async function issue(
   issuer: x509.X509Certificate,
-  issuerKeys: KeyPair,
+  issuerKeys: webcrypto.CryptoKeyPair,
   request: CertificateRequest,
 ): Promise<Certificate> {
-  const keys = await keyPair(request.keyType ?? 'ec');
+  const keyType = request.keyType ?? 'ec';
+  const keys = await keyPair(keyType);
+  const usage = x509.KeyUsageFlags.digitalSignature | (keyType === 'rsa' ? x509.KeyUsageFlags.keyEncipherment : 0);
+  const purposes = [
+    ...((request.server ?? true) ? [x509.ExtendedKeyUsage.serverAuth] : []),
+    ...((request.client ?? true) ? [x509.ExtendedKeyUsage.clientAuth] : []),
+  ];
   const names = [
     ...(request.dns ?? []).map((value) => ({ type: 'dns' as const, value })),
     ...(request.ip ?? []).map((value) => ({ type: 'ip' as const, value })),
@@ -80,31 +93,42 @@ async function issue(
   ];
   const certificate = await x509.X509CertificateGenerator.create({
     serialNumber: serialNumber(),
-    subject: `CN=${request.cn}`,
+    subject: commonName(request.cn),
     issuer: issuer.subject,
     notBefore: request.notBefore ?? new Date(Date.now() - 60_000),
     notAfter: request.notAfter ?? new Date(Date.now() + DAY_MS),
-    publicKey: keys.publicKey as never,
-    signingKey: issuerKeys.privateKey as never,
+    publicKey: keys.publicKey,
+    signingKey: issuerKeys.privateKey,
     signingAlgorithm: ALGORITHMS.ec,
     extensions: [
       new x509.BasicConstraintsExtension(false, undefined, true),
-      new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-      new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth]),
-      await x509.AuthorityKeyIdentifierExtension.create(issuer.publicKey),
+      new x509.KeyUsagesExtension(usage, true),
+      ...(purposes.length > 0 ? [new x509.ExtendedKeyUsageExtension(purposes)] : []),
       ...(names.length > 0 ? [new x509.SubjectAlternativeNameExtension(names)] : []),
+      await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
+      await x509.AuthorityKeyIdentifierExtension.create(issuer.publicKey),
     ],
   });
-  const pkcs8 = Buffer.from(await webcrypto.subtle.exportKey('pkcs8', keys.privateKey));
   return {
     cert: certificate.toString('pem'),
-    key: x509.PemConverter.encode(pkcs8, 'PRIVATE KEY'),
+    key: await pkcs8(keys),
     serial: certificate.serialNumber.toUpperCase(),
   };
 }
 
-async function keyPair(type: keyof typeof ALGORITHMS): Promise<KeyPair> {
-  return (await webcrypto.subtle.generateKey(ALGORITHMS[type] as never, true, ['sign', 'verify'])) as KeyPair;
+async function keyPair(type: KeyType): Promise<webcrypto.CryptoKeyPair> {
+  const pair = await webcrypto.subtle.generateKey(ALGORITHMS[type], true, ['sign', 'verify']);
+  if (!('privateKey' in pair)) throw new TypeError(`${type} has no key pair`);
+  return pair;
+}
+
+async function pkcs8({ privateKey }: webcrypto.CryptoKeyPair): Promise<string> {
+  return x509.PemConverter.encode(await webcrypto.subtle.exportKey('pkcs8', privateKey), 'PRIVATE KEY');
+}
+
+/** As an object, for a name given as text would be parsed: a comma in it would begin another attribute. */
+function commonName(cn: string): x509.JsonName {
+  return [{ CN: [cn] }];
 }
 
 /** Positive, and without a leading zero byte that OpenSSL would not show. */

@@ -4,6 +4,7 @@ import { HttpDispatcher } from './http/dispatcher.ts';
 import { Fallback } from './http/fallback.ts';
 import { install } from './http/install.ts';
 import type { KedgeDispatcher } from './http/types.ts';
+import type { Dispatcher } from './http/undici.ts';
 import type { KedgeStats } from './kedge/kedge.ts';
 import { type DialerOptions, type DispatcherLike, resolveOptions } from './options.ts';
 
@@ -51,7 +52,7 @@ export function createDialer(options: DialerOptions): Dialer {
   const core = new Core(resolved);
   const fallback = new Fallback(resolved.fallback);
   const http = new HttpDispatcher(core, fallback);
-  const dispatcher = http as unknown as KedgeDispatcher;
+  const dispatcher = http as Dispatcher as KedgeDispatcher;
   let uninstall: (() => void) | undefined;
 
   const close = async () => {

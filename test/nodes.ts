@@ -9,7 +9,7 @@ const TESTS = ['test/*.test.ts', 'test/http/*.test.ts', 'test/grpc/*.test.ts', '
 
 const failed = LINES.filter((line) => {
   console.log(`# Node ${line}`);
-  const args = ['-y', '-p', `node@${line}`, 'node', '--test', ...TESTS];
+  const args = ['-y', '-p', `node@${line}`, 'node', '--test', '--test-reporter=spec', ...TESTS];
   return spawnSync('npx', args, { stdio: 'inherit' }).status !== 0;
 });
 if (failed.length > 0) {

@@ -1,15 +1,21 @@
 import type { Dispatcher } from './undici.ts';
 
-/** A last overload that no call selects; it makes a method assignable to the same method in other versions' types. */
-type OfAnyVersion = (...args: never[]) => never;
+/**
+ * undici 8's `Dispatcher`, in a type that is the `Dispatcher` of undici 6 and 7 as well: `fetch(url, { dispatcher })`
+ * compiles with `@types/node` 22, 24 and 26, which bring one each. At run time it takes the handlers of all of them.
+ */
+export interface KedgeDispatcher extends AnyDispatcher {}
 
-type AcrossVersions<T> = {
-  readonly [M in keyof T]: T[M] extends (...args: never[]) => unknown ? T[M] & OfAnyVersion : T[M];
-};
+type AnyDispatcher = OtherVersions & Dispatcher;
 
 /**
- * undici's `Dispatcher`, in a type that is assignable to the `Dispatcher` of undici 8 and of the `undici-types` 6, 7 and 8
- * that `@types/node` 22, 24 and 26 bring: `fetch(url, { dispatcher })` compiles with each of them. At run time it
- * takes the handlers of all of them.
+ * One more overload of the methods whose types differ between versions: nobody can call it, and TypeScript, which
+ * compares the parameters of methods in both directions, finds it assignable to all of them. It comes first because
+ * error messages and `Parameters<>` go by the last overload.
  */
-export interface KedgeDispatcher extends AcrossVersions<Dispatcher> {}
+type OtherVersions = Record<
+  | ('compose' | 'connect' | 'dispatch' | 'pipeline' | 'request' | 'stream' | 'upgrade')
+  | ('addListener' | 'off' | 'on' | 'once' | 'prependListener' | 'prependOnceListener' | 'removeListener')
+  | ('emit' | 'listeners' | 'rawListeners'),
+  (...args: never) => never
+>;

@@ -11,7 +11,7 @@ import { json } from 'node:stream/consumers';
 import { describe, it, type TestContext } from 'node:test';
 import tls from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
-import { type Certificate, type CertificateRequest, createAuthority, type KeyType } from './certs.ts';
+import { type Certificate, type CertificateRequest, createAuthority, type KeyType } from '../../examples/pki.ts';
 import { type Echo, echoClient, startGrpcKedge, unary } from './grpc-kedge.ts';
 import { KEDGE_NAME, type Seen, sha256, startKedge, type TestKedge } from './kedge.ts';
 import { trackLeaks } from './leaks.ts';

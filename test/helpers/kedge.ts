@@ -4,8 +4,8 @@ import http2 from 'node:http2';
 import type { AddressInfo, Socket } from 'node:net';
 import type { TestContext } from 'node:test';
 import tls from 'node:tls';
+import { type Authority, type Certificate, createAuthority } from '../../examples/pki.ts';
 import { createDialer, type Dialer, type DialerOptions, pem, type RouteInit, single } from '../../src/index.ts';
-import { type Authority, type Certificate, createAuthority } from './certs.ts';
 
 /** The name that the test kedge's certificate is for. */
 export const KEDGE_NAME = 'us1.kedge.test';

@@ -85,6 +85,13 @@ export async function directly(dispatcher: KedgeDispatcher): Promise<void> {
   dispatcher.on('nothing', (origin: string) => origin);
   dispatcher.close(() => {});
   await dispatcher.destroy(new Error('over'));
+  const chained: KedgeDispatcher = dispatcher
+    .on('connect', (origin) => console.log(origin.href))
+    .off('drain', () => {});
+  const options: Parameters<KedgeDispatcher['dispatch']>[0] = { path: '/', method: 'GET' };
+  // @ts-expect-error: nor may what is required be left out
+  chained.request();
+  console.log(options.path);
 }
 
 export async function wholeProcess(): Promise<void> {
