@@ -27,6 +27,7 @@ export class Core {
     this.router = new Router(options.mapper, options.maxTargets, options);
     this.kedges = new Kedges(options.maxKedges, {
       timeouts: options.connect,
+      breaker: options.failover.breaker,
       drainTimeoutMs: options.drainTimeoutMs,
       onWarning: options.onWarning,
     });

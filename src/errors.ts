@@ -23,6 +23,8 @@
  * | `ERR_KEDGE_CONNECTION` | kedge | the connection was lost while the call was under way |
  * | `ERR_KEDGE_TIMEOUT` | kedge | no answer within the call's headers or body timeout |
  * | `ERR_KEDGE_RESPONSE` | kedge | the answer breaks the protocol or a limit |
+ * | `ERR_KEDGE_UNAUTHORIZED` | kedge | the kedge refused `proxyAuth`'s token, a fresh one too |
+ * | `ERR_KEDGE_REPORTED` | kedge, backend | what the kedge says instead of the backend's answer ({@link kedgeErrorOf}) |
  */
 export type KedgeErrorCode =
   | 'ERR_KEDGE_OPTIONS'
@@ -44,7 +46,9 @@ export type KedgeErrorCode =
   | 'ERR_KEDGE_CLIENT_CERTIFICATE'
   | 'ERR_KEDGE_CONNECTION'
   | 'ERR_KEDGE_TIMEOUT'
-  | 'ERR_KEDGE_RESPONSE';
+  | 'ERR_KEDGE_RESPONSE'
+  | 'ERR_KEDGE_UNAUTHORIZED'
+  | 'ERR_KEDGE_REPORTED';
 
 /** The step of a call's way that failed, in the order in which a call passes them; `config` is before any call. */
 export type KedgeStage = 'config' | 'map' | 'request' | 'token' | 'dns' | 'connect' | 'tls' | 'kedge' | 'backend';

@@ -23,8 +23,10 @@ export type {
   ConnectOptions,
   DialerOptions,
   DispatcherLike,
+  FailoverOptions,
   GrpcOptions,
   HttpOptions,
 } from './options.ts';
+export { kedgeErrorOf } from './reported.ts';
 export { type Route, type RouteInit, type RouteOptions, route } from './route.ts';
 export { parseTarget, type Target, type Wire } from './target.ts';

@@ -23,6 +23,7 @@ export interface DialerOptions {
   http?: HttpOptions;
   grpc?: GrpcOptions;
   connect?: ConnectOptions;
+  failover?: FailoverOptions;
   /** How many targets the look-up cache remembers. Default: 10 000. */
   maxTargets?: number;
   /** How many kedges stay connected; the least recently used one drains. Default: 64. */
@@ -52,6 +53,11 @@ export interface HttpOptions {
   pingIntervalMs?: number;
   /** Send `X-Kedge-Request-ID`; the caller's own value wins. Default: true. */
   requestId?: boolean;
+  /**
+   * Raise an error that the kedge itself reports (`X-Kedge-Error`) as a `KedgeError`, where it would be a response with
+   * status 4xx or 5xx. Default: false.
+   */
+  throwOnKedgeError?: boolean;
 }
 
 /** The gRPC wire. */
@@ -76,6 +82,30 @@ export interface ConnectOptions {
   handshakeTimeoutMs?: number;
 }
 
+/** Routes with several kedges. What was never sent may go to any of them; the options bound the rest. */
+export interface FailoverOptions {
+  /** Kedges that one call tries. Default: every one of its route. */
+  attempts?: number;
+  /**
+   * Statuses for which an idempotent HTTP request is sent to the next kedge, such as 503. Default: none; a kedge's answer is
+   * an answer.
+   */
+  statuses?: readonly number[];
+  /** Requests sent again because the first attempt may have been lost, as a share of all. Default: 0.2. */
+  retryBudget?: number;
+  /** Bytes of a one-shot HTTP body that are kept so that it can be sent again. Default: 64 KiB. */
+  replayBytes?: number;
+  /** When calls that have another kedge avoid one that cannot be dialled. */
+  breaker?: {
+    /** Failed dials in a row. Default: 1. */
+    failures?: number;
+    /** How long they avoid it at first; doubled with each failure. Default: 1 000. */
+    backoffMs?: number;
+    /** Default: 30 000. */
+    maxBackoffMs?: number;
+  };
+}
+
 /** {@link DialerOptions} with nothing left open. */
 export interface ResolvedOptions {
   readonly mapper: Mapper;
@@ -89,6 +119,14 @@ export interface ResolvedOptions {
   };
   readonly grpc: Readonly<Required<GrpcOptions>>;
   readonly connect: Readonly<Required<ConnectOptions>>;
+  readonly failover: {
+    /** Infinity: every kedge of the route. */
+    readonly attempts: number;
+    readonly statuses: ReadonlySet<number>;
+    readonly retryBudget: number;
+    readonly replayBytes: number;
+    readonly breaker: Readonly<Required<NonNullable<FailoverOptions['breaker']>>>;
+  };
   readonly maxTargets: number;
   readonly maxKedges: number;
   readonly drainTimeoutMs: number;
@@ -132,7 +170,8 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
     windowBytes: h.integer('windowBytes', 8 * MIB, 65_535),
     keepAliveTimeoutMs: h.integer('keepAliveTimeoutMs', 60_000, 1),
     pingIntervalMs: h.integer('pingIntervalMs', 2_000, 1),
-    requestId: h.take('requestId', true, 'a boolean', (v): v is boolean => typeof v === 'boolean'),
+    requestId: h.take('requestId', true, 'a boolean', isBoolean),
+    throwOnKedgeError: h.take('throwOnKedgeError', false, 'a boolean', isBoolean),
   };
   h.end();
 
@@ -152,6 +191,22 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
     handshakeTimeoutMs: c.integer('handshakeTimeoutMs', 5_000, 1),
   };
   c.end();
+
+  const f = new Section('failover.', top.take('failover', {}, 'an object', isObject));
+  const b = new Section('failover.breaker.', f.take('breaker', {}, 'an object', isObject));
+  const failover = {
+    attempts: f.integer('attempts', undefined, 1) ?? Number.POSITIVE_INFINITY,
+    statuses: new Set(f.take('statuses', [], 'a list of statuses from 400 to 599', isStatuses)),
+    retryBudget: f.take('retryBudget', 0.2, 'a number from 0 to 1', isShare),
+    replayBytes: f.integer('replayBytes', 65_536, 0),
+    breaker: {
+      failures: b.integer('failures', 1, 1),
+      backoffMs: b.integer('backoffMs', 1_000, 1),
+      maxBackoffMs: b.integer('maxBackoffMs', 30_000, 1),
+    },
+  };
+  b.end();
+  f.end();
   top.end();
   return {
     mapper,
@@ -162,6 +217,7 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
     http,
     grpc,
     connect,
+    failover,
     maxTargets,
     maxKedges,
     drainTimeoutMs,
@@ -218,6 +274,18 @@ class Section {
 
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isBoolean(value: unknown): value is boolean {
+  return typeof value === 'boolean';
+}
+
+function isStatuses(value: unknown): value is readonly number[] {
+  return Array.isArray(value) && value.every((each) => Number.isInteger(each) && each >= 400 && each <= 599);
+}
+
+function isShare(value: unknown): value is number {
+  return typeof value === 'number' && value >= 0 && value <= 1;
 }
 
 function isDispatcher(value: unknown): value is DispatcherLike {

@@ -13,6 +13,7 @@ export class Bearer {
   readonly source: TokenSource;
   private lastToken: string | undefined;
   private lastHeader = '';
+  private refused: string | undefined;
 
   constructor(source: TokenSource) {
     this.source = source;
@@ -49,6 +50,18 @@ export class Bearer {
     } finally {
       either.removeEventListener('abort', giveUp);
     }
+  }
+
+  /**
+   * The token behind `header` was refused: the source forgets it, once for each token value, so that a refusal which is
+   * not the token's fault cannot make every call fetch a new one. Returns whether asking again may help.
+   */
+  invalidate(header: string | undefined): boolean {
+    if (header === undefined || this.source.invalidate === undefined || header === this.refused) return false;
+    this.refused = header;
+    if (header === this.lastHeader) this.lastToken = undefined;
+    this.source.invalidate();
+    return true;
   }
 
   private header(token: unknown): string {

@@ -23,7 +23,7 @@ export class HttpDispatcher extends Dispatcher {
     super();
     this.core = core;
     this.fallback = fallback;
-    this.pools = new HttpPools(core.options.http, this);
+    this.pools = new HttpPools(core.options, this);
   }
 
   override dispatch(options: DispatchOptions, handler: Dispatcher.DispatchHandler): boolean {

@@ -8,6 +8,11 @@ const TIMEOUT = /^UND_ERR_(?:HEADERS|BODY|CONNECT)_TIMEOUT$/;
 const RESPONSE = /^(?:HPE_|UND_ERR_HEADERS_OVERFLOW|UND_ERR_RES_|UND_ERR_RESPONSE)/;
 const REQUEST = /^UND_ERR_(?:INVALID_ARG|NOT_SUPPORTED|REQ_CONTENT_LENGTH_MISMATCH)$/;
 
+/** Whether an error with this code says that the connection went away under a call. */
+export function isLost(code: string): boolean {
+  return LOST.test(code);
+}
+
 /** Whether undici found the request itself invalid, which it does when a client takes it from the pool. */
 export function isInvalidRequest(error: unknown): boolean {
   return REQUEST.test(codeOf(error));
@@ -22,7 +27,7 @@ export function callError(error: unknown, target: string, kedge: Connector | und
   if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', 'request', cause.message, context);
   if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', 'kedge', cause.message, context);
   if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', 'kedge', cause.message, context);
-  if (!LOST.test(name)) return cause;
+  if (!isLost(name)) return cause;
   return (
     kedge?.refusal?.for(target) ??
     new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', `connection lost: ${cause.message}`, context)

@@ -1,14 +1,22 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import type { Duplex, Readable } from 'node:stream';
+import type { Duplex } from 'node:stream';
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
+import { KedgeError } from '../errors.ts';
+import type { Kedge } from '../kedge/kedge.ts';
 import type { Plan } from '../mapper/router.ts';
+import { header, reportedError } from '../reported.ts';
 import type { Target } from '../target.ts';
+import { isOneShot, isStream, ReplayBody } from './body.ts';
 import { callError, isInvalidRequest } from './errors.ts';
+import { isIdempotent, type Outcome, outcomeOf } from './failover.ts';
 import { flatHeaders, type HeadersInput } from './headers.ts';
 import type { HttpPool, HttpPools } from './pool.ts';
 import { checkPath, type DispatchOptions, needsH1, type PoolRequest, poolRequest } from './request.ts';
 import type { Dispatcher } from './undici.ts';
+
+/** How often a request that its kedge turned away unprocessed is sent there again, when there is no other. */
+const SAME_KEDGE_RETRIES = 3;
 
 type Controller = Dispatcher.DispatchController;
 type Handler = Dispatcher.DispatchHandler;
@@ -25,16 +33,26 @@ export class Exchange implements Handler, Controller {
   private readonly options: DispatchOptions;
   private readonly handler: Handler;
   private request: PoolRequest | undefined;
+  private kedge: Kedge | undefined;
   private pool: HttpPool | undefined;
   /** The attempt under way, once its pool has started it. */
   private live: Controller | undefined;
   private hopIndex = 0;
+  private readonly tried = new Set<number>();
+  private attempts = 0;
+  /** Bearer headers of the attempt under way, for a refusal of one. */
+  private proxyAuth: string | undefined;
+  private backendAuth: string | undefined;
+  /** Whether a fresh token has been tried. */
+  private reauthorized = false;
+  private replay: ReplayBody | undefined;
   /** Whether the caller has been given this controller. */
   private started = false;
+  /** Whether the caller has seen an answer: from there on nothing is sent again. */
+  private answered = false;
   private done = false;
   private isPaused = false;
   private tokenWait: AbortController | undefined;
-  private bodyError: ((error: Error) => void) | undefined;
   aborted = false;
   reason: Error | null = null;
 
@@ -50,6 +68,10 @@ export class Exchange implements Handler, Controller {
   /** Returns false for backpressure, as `Dispatcher.dispatch()` does. */
   dispatch(): boolean {
     this.core.begin();
+    this.pools.budget.earn();
+    const { body } = this.options;
+    // It may fail before anybody reads it: while a token is fetched, or a connection is made.
+    if (isStream(body)) body.on('error', (error) => this.fail(error));
     try {
       checkPath(this.options, this.target);
       const { proxyAuth, backendAuth } = this.plan;
@@ -60,7 +82,7 @@ export class Exchange implements Handler, Controller {
         return true;
       }
       this.build(proxy, backend);
-      return this.attempt();
+      return this.attempt(this.core.kedges.choose(this.plan.hops, this.tried));
     } catch (error) {
       this.fail(error);
       return false;
@@ -111,8 +133,8 @@ export class Exchange implements Handler, Controller {
     this.start(context);
   }
 
-  onRequestUpgrade(_controller: Controller, statusCode: number, headers: IncomingHttpHeaders, socket: Duplex): void {
-    if (this.done) {
+  onRequestUpgrade(controller: Controller, statusCode: number, headers: IncomingHttpHeaders, socket: Duplex): void {
+    if (this.done || controller !== this.live) {
       socket.destroy();
       return;
     }
@@ -125,40 +147,32 @@ export class Exchange implements Handler, Controller {
     if (!this.done) this.handler.onResponseStarted?.();
   }
 
-  onResponseStart(
-    _controller: Controller,
-    statusCode: number,
-    headers: IncomingHttpHeaders,
-    statusText?: string,
-  ): void {
-    if (this.done) return;
+  onResponseStart(controller: Controller, statusCode: number, headers: IncomingHttpHeaders, statusText?: string): void {
+    if (this.done || controller !== this.live) return;
     if (debug.http.enabled) debug.http('%s %s <- %d', this.options.method, this.target.authority, statusCode);
+    if (statusCode >= 200) {
+      this.kedge!.breaker.succeeded();
+      if (statusCode >= 400 && this.divert(statusCode, headers)) return;
+      this.answered = true;
+    }
     this.handler.onResponseStart?.(this, statusCode, headers, statusText);
   }
 
-  onResponseData(_controller: Controller, chunk: Buffer): void {
-    if (!this.done) this.handler.onResponseData?.(this, chunk);
+  onResponseData(controller: Controller, chunk: Buffer): void {
+    if (!this.done && controller === this.live) this.handler.onResponseData?.(this, chunk);
   }
 
-  onResponseEnd(_controller: Controller, trailers: IncomingHttpHeaders): void {
-    if (this.done) return;
+  onResponseEnd(controller: Controller, trailers: IncomingHttpHeaders): void {
+    if (this.done || controller !== this.live) return;
     this.finish();
     this.handler.onResponseEnd?.(this, trailers);
   }
 
-  onResponseError(_controller: Controller | null, error: Error): void {
-    if (this.done) return;
+  onResponseError(controller: Controller | null, error: Error): void {
+    // Of an attempt that was given up for another: nobody waits for it.
+    if (this.done || (controller && controller !== this.live)) return;
     if (this.live === undefined && isInvalidRequest(error)) this.pool!.turnedDown();
-    if (this.live === undefined && this.hopIndex + 1 < this.plan.hops.length && isDialError(error)) {
-      // The attempt never began, so nothing of the request was sent: any request may go to the next kedge.
-      this.hopIndex += 1;
-      try {
-        this.attempt();
-      } catch (next) {
-        this.fail(next);
-      }
-      return;
-    }
+    if (!this.answered && this.retry(outcomeOf(error, this.live !== undefined))) return;
     this.fail(error);
   }
 
@@ -179,15 +193,9 @@ export class Exchange implements Handler, Controller {
   }
 
   /**
-   * The caller gets its controller now, so that it can abort while the source is busy; a body stream that fails
-   * meanwhile has nobody else who listens.
+   * The caller gets its controller now, so that it can abort while the source is busy.
    */
-  private waitForTokens(): void {
-    const { body } = this.options;
-    if (isStream(body)) {
-      this.bodyError = (error) => this.fail(error);
-      body.on('error', this.bodyError);
-    }
+  private waitForTokens(next?: number): void {
     this.tokenWait = new AbortController();
     const { signal } = this.tokenWait;
     this.core.waiting.add(this);
@@ -199,7 +207,7 @@ export class Exchange implements Handler, Controller {
         if (this.done) return;
         this.endWait();
         this.build(proxy, backend);
-        this.attempt();
+        this.attempt(next ?? this.core.kedges.choose(this.plan.hops, this.tried));
       })
       .catch((error) => this.fail(error));
   }
@@ -208,8 +216,6 @@ export class Exchange implements Handler, Controller {
     if (this.tokenWait === undefined) return;
     this.core.waiting.delete(this);
     this.tokenWait = undefined;
-    if (this.bodyError !== undefined) (this.options.body as Readable).off('error', this.bodyError);
-    this.bodyError = undefined;
   }
 
   private build(proxyAuth: string | undefined, backendAuth: string | undefined): void {
@@ -221,17 +227,92 @@ export class Exchange implements Handler, Controller {
       overrideAuthorization: plan.overrideAuthorization,
       requestId: this.pools.requestId(),
     });
+    this.proxyAuth = proxyAuth;
+    this.backendAuth = backendAuth;
     this.request = poolRequest(options, headers);
+    if (isOneShot(options.body)) {
+      this.replay ??= new ReplayBody(options.body, this.core.options.failover.replayBytes);
+      this.request.body = this.replay as never;
+    }
   }
 
-  private attempt(): boolean {
+  private attempt(index: number): boolean {
     this.live = undefined;
-    const hop = this.plan.hops[this.hopIndex]!;
+    this.hopIndex = index;
+    this.tried.add(index);
+    this.attempts += 1;
+    const hop = this.plan.hops[index]!;
     if (debug.http.enabled) {
       debug.http('%s %s -> kedge %s', this.options.method, this.target.authority, hop.address.name);
     }
-    this.pool = this.pools.of(this.core.kedges.get(hop).generation);
+    this.kedge = this.core.kedges.get(hop);
+    this.pool = this.pools.of(this.kedge.generation);
     return this.pool.dispatch(this.request!, this, needsH1(this.options));
+  }
+
+  /** Sends the request again where that is safe; false where the caller has to hear of the failure. */
+  private retry(outcome: Outcome): boolean {
+    const { failover } = this.core.options;
+    const { hops } = this.plan;
+    if (outcome === 'final') return false;
+    if (outcome !== 'unsent' && this.replay?.replayable === false) return false;
+    if (outcome === 'lost') {
+      if (!isIdempotent(this.options.method, this.options.idempotent)) return false;
+    }
+    let next = this.tried.size < failover.attempts ? this.core.kedges.choose(hops, this.tried) : -1;
+    // What a kedge turned away, a drained connection say, it may take on the next one.
+    if (next === -1 && outcome === 'unprocessed' && this.attempts < hops.length + SAME_KEDGE_RETRIES)
+      next = this.hopIndex;
+    if (next === -1 || (outcome === 'lost' && !this.pools.budget.spend())) return false;
+    if (debug.http.enabled) debug.http('%s %s: %s, again', this.options.method, this.target.authority, outcome);
+    try {
+      this.attempt(next);
+    } catch (error) {
+      this.fail(error);
+    }
+    return true;
+  }
+
+  /** An answer that is not the backend's, or that another attempt may better: true when it was dealt with here. */
+  private divert(statusCode: number, headers: IncomingHttpHeaders): boolean {
+    const { failover, http } = this.core.options;
+    const live = this.live!;
+    const reported = reportedError(header(headers, 'x-kedge-error'), header(headers, 'x-kedge-error-type'), {
+      target: this.target.authority,
+      kedge: this.kedge!.address.name,
+    });
+    if (statusCode === 407 || (statusCode === 401 && reported !== undefined)) {
+      const fresh = this.plan.proxyAuth?.invalidate(this.proxyAuth) === true;
+      if (fresh && !this.reauthorized && this.replay?.replayable !== false) {
+        this.reauthorized = true;
+        this.giveUp(live);
+        this.waitForTokens(this.hopIndex);
+        return true;
+      }
+    } else if (statusCode === 401) {
+      this.plan.backendAuth?.invalidate(this.backendAuth);
+    } else if (failover.statuses.has(statusCode) && this.retry('lost')) {
+      this.giveUp(live);
+      return true;
+    }
+    const refusal = `the kedge refused the call with ${statusCode}`;
+    const context = { target: this.target.authority, kedge: this.kedge!.address.name, cause: reported };
+    const error =
+      statusCode === 407
+        ? new KedgeError('ERR_KEDGE_UNAUTHORIZED', 'kedge', refusal, context)
+        : http.throwOnKedgeError
+          ? reported
+          : undefined;
+    if (error === undefined) return false;
+    this.giveUp(live);
+    this.fail(error);
+    return true;
+  }
+
+  /** Ends an attempt whose answer nobody reads. */
+  private giveUp(attempt: Controller): void {
+    if (this.live === attempt) this.live = undefined;
+    setImmediate(() => attempt.abort(new DOMException('Another attempt was made', 'AbortError')));
   }
 
   /** Ends the call for the caller, once. */
@@ -247,6 +328,7 @@ export class Exchange implements Handler, Controller {
   private finish(): void {
     this.done = true;
     this.endWait();
+    void this.replay?.end();
     this.core.end();
   }
 
@@ -257,16 +339,6 @@ export class Exchange implements Handler, Controller {
   private abandon(reason: Error): void {
     const { live } = this;
     if (live !== undefined) setImmediate(() => live.abort(reason));
-    else if (isStream(this.options.body)) this.options.body.on('error', () => {}).destroy(reason);
+    else if (isStream(this.options.body)) this.options.body.destroy(reason);
   }
-}
-
-/** Failed before the request left: the connection was never made, or its queue was given up. */
-function isDialError(error: Error): boolean {
-  const { stage } = error as { stage?: unknown };
-  return stage === 'dns' || stage === 'connect' || stage === 'tls';
-}
-
-function isStream(body: unknown): body is Readable {
-  return typeof body === 'object' && body !== null && typeof (body as Partial<Readable>).on === 'function';
 }

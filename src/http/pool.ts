@@ -8,6 +8,7 @@ import type { Connector, DialCallback } from '../kedge/connector.ts';
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
 import { closeAsCancelled } from './cancel.ts';
+import { RetryBudget } from './failover.ts';
 import type { PoolRequest } from './request.ts';
 import { Client, type Dispatcher, Pool } from './undici.ts';
 import { watchPings } from './watchdog.ts';
@@ -214,12 +215,14 @@ function isH2(socket: Socket | TLSSocket): boolean {
 export class HttpPools {
   private readonly options: ResolvedOptions['http'];
   private readonly events: EventEmitter;
+  readonly budget: RetryBudget;
   private readonly requestIdPrefix = `kd-${randomBytes(8).toString('hex')}-`;
   private requests = 0;
 
-  constructor(options: ResolvedOptions['http'], events: EventEmitter) {
-    this.options = options;
+  constructor({ http, failover }: ResolvedOptions, events: EventEmitter) {
+    this.options = http;
     this.events = events;
+    this.budget = new RetryBudget(failover.retryBudget);
   }
 
   of(generation: Generation): HttpPool {

@@ -14,11 +14,10 @@ export interface DialTimeouts {
   readonly handshakeTimeoutMs: number;
 }
 
-/** What the dials of one kedge add up to. */
-export interface DialCounters {
-  handshakes: number;
-  resumed: number;
-  failures: number;
+/** Hears how dials end. */
+export interface DialObserver {
+  dialled(socket: net.Socket | tls.TLSSocket): void;
+  failed(error: KedgeError): void;
 }
 
 /** Called once, never in the tick of the dial. */
@@ -34,7 +33,7 @@ export class Connector {
   private readonly address: KedgeAddress;
   private readonly identity: IdentitySnapshot | undefined;
   private readonly timeouts: DialTimeouts;
-  private readonly counters: DialCounters;
+  private readonly observer: DialObserver;
   private readonly tlsOptions: tls.ConnectionOptions;
   /**
    * The last session that the kedge offered, for a cheaper next handshake. It lives and dies with this connector: a
@@ -62,12 +61,12 @@ export class Connector {
     identity: IdentitySnapshot | undefined,
     peer: PeerPolicy,
     timeouts: DialTimeouts,
-    counters: DialCounters,
+    observer: DialObserver,
   ) {
     this.address = address;
     this.identity = identity;
     this.timeouts = timeouts;
-    this.counters = counters;
+    this.observer = observer;
     this.tlsOptions = address.secure
       ? {
           // One context for all connections: making it costs more than a handshake with it.
@@ -96,7 +95,10 @@ export class Connector {
     const done = once(socket, this.timeouts.timeoutMs, (error, reason) => {
       if (reason === 'ready') {
         if (secure) this.secure(socket, alpn, callback);
-        else callback(null, socket);
+        else {
+          this.observer.dialled(socket);
+          callback(null, socket);
+        }
         return;
       }
       const failed =
@@ -124,9 +126,8 @@ export class Connector {
     });
     const done = once(socket, this.timeouts.handshakeTimeoutMs, (error, reason) => {
       if (reason === 'ready') {
-        this.counters.handshakes += 1;
+        this.observer.dialled(socket);
         const resumed = socket.isSessionReused();
-        if (resumed) this.counters.resumed += 1;
         debug.dial(
           '%s: %s, %s%s',
           this.address.name,
@@ -202,10 +203,10 @@ export class Connector {
   }
 
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
-    this.counters.failures += 1;
     const stage = code === 'ERR_KEDGE_DNS' ? 'dns' : code.startsWith('ERR_KEDGE_CONNECT') ? 'connect' : 'tls';
     const error = new KedgeError(code, stage, reason, { kedge: this.address.name, cause });
     debug.dial('%s', error.message);
+    this.observer.failed(error);
     return error;
   }
 }

@@ -1,8 +1,11 @@
+import type { Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
 import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
-import { Connector, type DialCounters, type DialTimeouts } from './connector.ts';
+import { Breaker, type BreakerOptions } from './breaker.ts';
+import { Connector, type DialObserver, type DialTimeouts } from './connector.ts';
 import { Generation } from './generation.ts';
 import type { PeerPolicy } from './peer.ts';
 
@@ -18,6 +21,7 @@ export interface Hop {
 /** What the dialer decides for all its kedges. */
 export interface KedgeOptions {
   readonly timeouts: DialTimeouts;
+  readonly breaker: BreakerOptions;
   readonly drainTimeoutMs: number;
   readonly onWarning: (warning: Error) => void;
 }
@@ -37,6 +41,8 @@ export interface KedgeStats {
   resumed: number;
   /** Dials that failed. */
   failures: number;
+  /** `open` while calls with another kedge avoid this one, `half-open` while one of them tries it. */
+  breaker: 'closed' | 'open' | 'half-open';
 }
 
 const ids = new WeakMap<object, number>();
@@ -63,11 +69,12 @@ function idOf(value: object | undefined): number {
 }
 
 /** One kedge as we know it: the generation that takes calls, and those that finish theirs. */
-export class Kedge {
+export class Kedge implements DialObserver {
   readonly address: KedgeAddress;
+  readonly breaker: Breaker;
   private readonly hop: Hop;
   private readonly options: KedgeOptions;
-  private readonly counters: DialCounters = { handshakes: 0, resumed: 0, failures: 0 };
+  private readonly counters = { handshakes: 0, resumed: 0, failures: 0 };
   private readonly draining = new Map<Generation, Promise<void>>();
   private readonly unsubscribe: (() => void) | undefined;
   private generations = 0;
@@ -79,6 +86,7 @@ export class Kedge {
     this.hop = of;
     this.address = of.address;
     this.options = options;
+    this.breaker = new Breaker(options.breaker);
     this.live = this.open();
     this.unsubscribe = of.identity?.subscribe(() => this.rotate());
   }
@@ -95,7 +103,14 @@ export class Kedge {
       connections += generation.connector.sockets.size;
       inFlight += generation.inFlight;
     }
-    return { kedge: this.address.name, generation: this.live.id, connections, inFlight, ...this.counters };
+    return {
+      kedge: this.address.name,
+      generation: this.live.id,
+      connections,
+      inFlight,
+      ...this.counters,
+      breaker: this.breaker.name,
+    };
   }
 
   /** Takes no new calls; resolves when every generation is closed. */
@@ -112,6 +127,18 @@ export class Kedge {
     this.closing = true;
     this.unsubscribe?.();
     for (const generation of [this.live, ...this.draining.keys()]) generation.destroy(error);
+  }
+
+  dialled(socket: Socket | TLSSocket): void {
+    this.breaker.succeeded();
+    if (!('isSessionReused' in socket)) return;
+    this.counters.handshakes += 1;
+    if (socket.isSessionReused()) this.counters.resumed += 1;
+  }
+
+  failed(): void {
+    this.counters.failures += 1;
+    this.breaker.failed();
   }
 
   /** New calls meet a new generation from here on; the old one finishes its own. */
@@ -135,7 +162,7 @@ export class Kedge {
     const { address, identity, peer } = this.hop;
     const snapshot = identity === undefined ? undefined : this.snapshot(identity);
     this.generations += 1;
-    const connector = new Connector(address, snapshot, peer, this.options.timeouts, this.counters);
+    const connector = new Connector(address, snapshot, peer, this.options.timeouts, this);
     return new Generation(this.generations, snapshot, connector);
   }
 
