@@ -1,8 +1,8 @@
 import http, { type IncomingHttpHeaders, type OutgoingHttpHeaders } from 'node:http';
-import type { Readable, Writable } from 'node:stream';
+import type { Duplex, Readable, Writable } from 'node:stream';
 import { pipeline } from 'node:stream';
-import type { Config } from './config.ts';
-import { routeHttp, splitAuthority } from './director.ts';
+import type { Backend, Config } from './config.ts';
+import { type HttpTarget, routeHttp, splitAuthority } from './director.ts';
 import { type Caller, towardsBackend, towardsClient } from './headers.ts';
 
 /** One request, over HTTP/1.1 or HTTP/2. */
@@ -43,17 +43,13 @@ export class HttpProxy {
   }
 
   handle(exchange: Exchange): void {
-    const target = targetOf(exchange);
-    if (target === undefined) {
-      refuse(exchange, 400, 'no-route', 'the authority is not a host and port');
+    const found = this.find(exchange);
+    if (found === undefined) {
+      if (targetOf(exchange) === undefined) refuse(exchange, 400, 'no-route', 'the authority is not a host and port');
+      else refuse(exchange, 502, 'no-route', 'unknown route to service');
       return;
     }
-    const name = routeHttp(this.config.routes, target);
-    const backend = name === undefined ? undefined : this.config.backends.get(name);
-    if (backend === undefined) {
-      refuse(exchange, 502, name === undefined ? 'no-route' : 'no-backend', 'unknown route to service');
-      return;
-    }
+    const { backend, target } = found;
     const { dnsName, port } = backend.host;
     const headers = towardsBackend(exchange.headers, exchange.caller, this.stripProxyAuth);
     headers.host = exchange.authority;
@@ -92,6 +88,50 @@ export class HttpProxy {
     });
   }
 
+  private find(exchange: Exchange): { target: HttpTarget; backend: Backend } | undefined {
+    const target = targetOf(exchange);
+    const name = target === undefined ? undefined : routeHttp(this.config.routes, target);
+    const backend = name === undefined ? undefined : this.config.backends.get(name);
+    return target === undefined || backend === undefined ? undefined : { target, backend };
+  }
+
+  /** WebSocket and other upgrades (RFC 9110 §7.8), which HTTP/1.1 only has: both sides are joined as they are. */
+  upgrade(exchange: Exchange, socket: Duplex, head: Buffer): void {
+    const found = this.find(exchange);
+    if (found === undefined) {
+      socket.end(
+        'HTTP/1.1 502 Bad Gateway\r\nx-kedge-error: unknown route to service\r\nx-kedge-error-type: no-route\r\nconnection: close\r\n\r\n',
+      );
+      return;
+    }
+    const { backend, target } = found;
+    const headers = towardsBackend(exchange.headers, exchange.caller, this.stripProxyAuth);
+    Object.assign(headers, { host: exchange.authority, connection: 'upgrade', upgrade: exchange.headers.upgrade });
+    const { dnsName, port } = backend.host;
+    const request = http.request({ host: dnsName, port, method: exchange.method, path: target.path, headers });
+    const answer = (response: http.IncomingMessage) => {
+      const lines = [`HTTP/1.1 ${response.statusCode} ${response.statusMessage}`];
+      for (let i = 0; i < response.rawHeaders.length; i += 2)
+        lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`);
+      return `${lines.join('\r\n')}\r\n\r\n`;
+    };
+    request.on('upgrade', (response, upstream, first) => {
+      socket.write(answer(response));
+      socket.write(first);
+      upstream.write(head);
+      // An end of either side is the end of both, and errors are theirs.
+      pipeline(socket, upstream, () => {});
+      pipeline(upstream, socket, () => {});
+    });
+    request.on('response', (response) => {
+      socket.write(answer(response));
+      response.pipe(socket);
+    });
+    request.on('error', () => socket.end('HTTP/1.1 502 Bad Gateway\r\nconnection: close\r\n\r\n'));
+    socket.on('error', () => request.destroy());
+    request.end();
+  }
+
   close(): void {
     this.agent.destroy();
   }
@@ -105,7 +145,7 @@ export function refuse(exchange: Exchange, status: number, type: ErrorType, mess
   exchange.respond(status, headers).end(`kedge: ${message}\n`);
 }
 
-function targetOf({ url, authority, headers }: Exchange) {
+function targetOf({ url, authority, headers }: Exchange): HttpTarget | undefined {
   const absolute = /^(https?):\/\/([^/?#]*)(.*)$/i.exec(url);
   const split = splitAuthority(authority);
   if (split === undefined) return undefined;

@@ -2,6 +2,7 @@ import { timingSafeEqual } from 'node:crypto';
 import http from 'node:http';
 import http2 from 'node:http2';
 import type { AddressInfo } from 'node:net';
+import type { Duplex } from 'node:stream';
 import tls from 'node:tls';
 import type { Config } from './config.ts';
 import { endWith, GrpcProxy, isGrpc, STATUS } from './grpc-proxy.ts';
@@ -64,6 +65,12 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
     },
   );
   h1.maxHeadersCount = HEADER_PAIRS;
+  h1.on('upgrade', (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
+    if (hostCount(request) !== 1) socket.end('HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n');
+    else if (!isAuthorized(request.headers, options.bearerToken))
+      socket.end('HTTP/1.1 401 Unauthorized\r\nconnection: close\r\n\r\n');
+    else httpProxy.upgrade(h1Exchange(request, new http.ServerResponse(request)), socket, head);
+  });
   h1.on('connect', (_request, socket) => socket.end('HTTP/1.1 405 Method Not Allowed\r\nconnection: close\r\n\r\n'));
 
   const h2 = http2.createServer({

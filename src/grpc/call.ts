@@ -57,6 +57,7 @@ export class KedgeCall implements Call, Listener, Waiter {
   private plan: Plan | undefined;
   private authority: string;
   private hopIndex = 0;
+  private readonly tried = new Set<number>();
   private callerCredentials: CallCredentials | undefined;
   private metadata: Metadata | undefined;
   private listener: Listener | undefined;
@@ -108,7 +109,7 @@ export class KedgeCall implements Call, Listener, Waiter {
         return;
       }
       this.tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-      this.attempt();
+      this.attempt(core.kedges.choose(plan.hops, this.tried));
     } catch (error) {
       this.fail(error as Error);
     }
@@ -183,17 +184,19 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   failed(error: KedgeError): void {
     if (this.ended) return;
-    if (this.hopIndex + 1 >= this.plan!.hops.length) {
+    const { core } = this.init;
+    const next =
+      this.tried.size < core.options.failover.attempts ? core.kedges.choose(this.plan!.hops, this.tried) : -1;
+    if (next === -1) {
       this.fail(error);
       return;
     }
     // Nothing of the call has been sent.
     this.releaseConnection();
-    this.hopIndex += 1;
     try {
-      this.attempt();
-    } catch (next) {
-      this.fail(next as Error);
+      this.attempt(next);
+    } catch (thrown) {
+      this.fail(thrown as Error);
     }
   }
 
@@ -230,14 +233,16 @@ export class KedgeCall implements Call, Listener, Waiter {
         core.waiting.delete(this);
         this.tokenWait = undefined;
         this.tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-        this.attempt();
+        this.attempt(core.kedges.choose(plan.hops, this.tried));
       })
       .catch(this.fail);
   }
 
-  private attempt(): void {
+  private attempt(index: number): void {
     const { core, shared } = this.init;
-    const hop = this.plan!.hops[this.hopIndex]!;
+    this.hopIndex = index;
+    this.tried.add(index);
+    const hop = this.plan!.hops[index]!;
     if (!hop.address.secure && this.callerCredentials !== undefined) {
       const reason = 'call credentials are not sent to a kedge over plain http';
       throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: hop.address.name });

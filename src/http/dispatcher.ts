@@ -8,6 +8,9 @@ import { HttpPools } from './pool.ts';
 import type { DispatchOptions } from './request.ts';
 import { Dispatcher } from './undici.ts';
 
+/** undici's types lack these. */
+type Limits = Dispatcher & { readonly webSocketOptions?: unknown; readonly eventSourceOptions?: unknown };
+
 /**
  * The undici `Dispatcher` of a dialer: mapped requests go to their kedge, all others to the fallback. It takes the
  * handlers of undici 6, 7 and 8, so it serves the built-in fetch of every Node line.
@@ -42,6 +45,15 @@ export class HttpDispatcher extends Dispatcher {
     } catch (error) {
       return refuse(handler, error);
     }
+  }
+
+  /** What undici's `WebSocket` and `EventSource` ask their dispatcher for: undici's own limits. */
+  get webSocketOptions(): unknown {
+    return (this.fallback.own as Limits).webSocketOptions;
+  }
+
+  get eventSourceOptions(): unknown {
+    return (this.fallback.own as Limits).eventSourceOptions;
   }
 
   override close(): Promise<void>;

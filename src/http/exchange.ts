@@ -155,17 +155,31 @@ export class Exchange implements Handler, Controller {
       if (statusCode >= 400 && this.divert(statusCode, headers)) return;
       this.answered = true;
     }
-    this.handler.onResponseStart?.(this, statusCode, headers, statusText);
+    try {
+      this.handler.onResponseStart?.(this, statusCode, headers, statusText);
+    } catch (error) {
+      throw this.thrown(error);
+    }
   }
 
   onResponseData(controller: Controller, chunk: Buffer): void {
-    if (!this.done && controller === this.live) this.handler.onResponseData?.(this, chunk);
+    if (this.done || controller !== this.live) return;
+    try {
+      this.handler.onResponseData?.(this, chunk);
+    } catch (error) {
+      throw this.thrown(error);
+    }
   }
 
   onResponseEnd(controller: Controller, trailers: IncomingHttpHeaders): void {
     if (this.done || controller !== this.live) return;
     this.finish();
-    this.handler.onResponseEnd?.(this, trailers);
+    try {
+      this.handler.onResponseEnd?.(this, trailers);
+    } catch (error) {
+      // undici's retry handler throws here what it wants to hear of as an error.
+      this.handler.onResponseError?.(this, error as Error);
+    }
   }
 
   onResponseError(controller: Controller | null, error: Error): void {
@@ -182,6 +196,12 @@ export class Exchange implements Handler, Controller {
 
   onRequestSent(): void {
     if (!this.done) this.handler.onRequestSent?.();
+  }
+
+  /** What the handler above throws ends the attempt, and comes back to it as it is. */
+  private thrown(error: unknown): unknown {
+    this.reason = error as Error;
+    return error;
   }
 
   // -- stages

@@ -20,7 +20,6 @@ export class Fallback {
   private readonly option: DispatcherLike | undefined;
   /** What `install()` replaced, while it is in force. */
   replaced: GlobalDispatchers | undefined;
-  /** Of our own, for when the global dispatcher leads back to us. */
   private agent: Agent | undefined;
 
   constructor(option: DispatcherLike | undefined) {
@@ -32,6 +31,12 @@ export class Fallback {
     const chosen = this.option ?? this.choose(self, isLegacy(handler), looped);
     const marked = this.option === undefined ? { ...options, [PASSED_ON]: self } : options;
     return chosen.dispatch(marked as never, handlerFor(chosen, handler) as never);
+  }
+
+  /** An agent of our own, for when the global dispatcher leads back to us, and for undici's defaults. */
+  get own(): Agent {
+    this.agent ??= new Agent();
+    return this.agent;
   }
 
   async close(): Promise<void> {
@@ -46,9 +51,7 @@ export class Fallback {
   private choose(self: DispatcherLike, legacy: boolean, looped: boolean): DispatcherLike {
     const { current, legacy: old } = this.replaced ?? globalDispatchers();
     const chosen = (legacy ? old : current) ?? current;
-    if (!looped && chosen !== undefined && chosen !== self) return chosen;
-    this.agent ??= new Agent();
-    return this.agent as DispatcherLike;
+    return !looped && chosen !== undefined && chosen !== self ? chosen : (this.own as DispatcherLike);
   }
 }
 
