@@ -27,6 +27,8 @@ export class Core {
     this.router = new Router(options.mapper, options.maxTargets, options);
     this.kedges = new Kedges(options.maxKedges, {
       timeouts: options.connect,
+      maxConnectionAgeMs: options.connect.maxConnectionAgeMs,
+      dnsTtlMs: options.connect.dnsTtlMs,
       breaker: options.failover.breaker,
       drainTimeoutMs: options.drainTimeoutMs,
       onWarning: options.onWarning,

@@ -26,6 +26,13 @@ export interface Dialer extends AsyncDisposable {
   fetch(input: string | URL | Request, init?: RequestInit): Promise<Response>;
   /** Makes every fetch in the process use this dialer; returns the undo. What was global serves unmapped targets. */
   install(): () => void;
+  /**
+   * Connects to the kedge of an HTTP target ahead of the first request, as a readiness probe may want. Resolves when the
+   * connection is there, at once for an unmapped target.
+   *
+   * @throws {@link KedgeError} as the first request would
+   */
+  warm(target: string | URL): Promise<void>;
   /** A snapshot for metrics. */
   stats(): DialerStats;
   /**
@@ -70,6 +77,7 @@ export function createDialer(options: DialerOptions): Dialer {
         uninstall = undefined;
       };
     },
+    warm: (target) => http.warm(target),
     stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
     close,
     destroy: async (error) => {

@@ -80,6 +80,10 @@ export interface ConnectOptions {
   timeoutMs?: number;
   /** The TLS handshake. Default: 5 000. */
   handshakeTimeoutMs?: number;
+  /** Connections are replaced at this age, give or take a tenth; their calls finish. Default: never. */
+  maxConnectionAgeMs?: number;
+  /** How long the kedge's addresses count. Default: the TTL of the DNS record; 30 000 where none is known. */
+  dnsTtlMs?: number;
 }
 
 /** Routes with several kedges. What was never sent may go to any of them; the options bound the rest. */
@@ -118,7 +122,13 @@ export interface ResolvedOptions {
     readonly h2Connections: number;
   };
   readonly grpc: Readonly<Required<GrpcOptions>>;
-  readonly connect: Readonly<Required<ConnectOptions>>;
+  readonly connect: {
+    readonly timeoutMs: number;
+    readonly handshakeTimeoutMs: number;
+    /** Infinity: never. */
+    readonly maxConnectionAgeMs: number;
+    readonly dnsTtlMs: number | undefined;
+  };
   readonly failover: {
     /** Infinity: every kedge of the route. */
     readonly attempts: number;
@@ -189,6 +199,8 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
   const connect = {
     timeoutMs: c.integer('timeoutMs', 5_000, 1),
     handshakeTimeoutMs: c.integer('handshakeTimeoutMs', 5_000, 1),
+    maxConnectionAgeMs: c.integer('maxConnectionAgeMs', undefined, 1) ?? Number.POSITIVE_INFINITY,
+    dnsTtlMs: c.integer('dnsTtlMs', undefined, 1),
   };
   c.end();
 

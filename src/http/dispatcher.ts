@@ -1,6 +1,7 @@
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
+import { callError } from './errors.ts';
 import { Exchange } from './exchange.ts';
 import type { Fallback } from './fallback.ts';
 import { isLegacy, LegacyAdapter } from './legacy.ts';
@@ -44,6 +45,18 @@ export class HttpDispatcher extends Dispatcher {
       return new Exchange(this.core, this.pools, target, plan, options, modern).dispatch();
     } catch (error) {
       return refuse(handler, error);
+    }
+  }
+
+  /** Connects to the kedge of a target. */
+  async warm(input: string | URL): Promise<void> {
+    const { target, plan } = this.core.resolve('http', input);
+    if (plan === undefined) return;
+    const kedge = this.core.kedges.get(plan.hops[this.core.kedges.choose(plan.hops, new Set())]!);
+    try {
+      await this.pools.of(kedge.generation).warm();
+    } catch (error) {
+      throw callError(error, target.authority, kedge.generation.connector);
     }
   }
 

@@ -41,7 +41,7 @@ export class HttpPool implements WirePool {
   /** HTTP/1.1 only: for upgrades and CONNECT, and for all when the kedge has no HTTP/2. */
   private h1: Pool | undefined;
   private held: Held[] = [];
-  private probe: Promise<void> | undefined;
+  private probe: Promise<KedgeError | undefined> | undefined;
   /** The connection that the first request dialled, until the pool asks for it. */
   private spare: Socket | TLSSocket | undefined;
   private readonly clients = new Set<Client>();
@@ -109,7 +109,15 @@ export class HttpPool implements WirePool {
     for (const socket of this.upgraded) socket.destroy(error);
   }
 
-  private negotiate(): Promise<void> {
+  /** Dials ahead of the first request, which then finds the connection there. */
+  async warm(): Promise<void> {
+    if (this.negotiated !== undefined) return;
+    this.probe ??= this.negotiate();
+    const failed = await this.probe;
+    if (failed !== undefined) throw failed;
+  }
+
+  private negotiate(): Promise<KedgeError | undefined> {
     return new Promise((resolve) => {
       this.connector.connect(ALPN[this.options.protocol], (error, socket) => {
         this.probe = undefined;
@@ -124,7 +132,7 @@ export class HttpPool implements WirePool {
           this.held = [];
           for (const { request, handler } of held) this.negotiated.dispatch(request, handler);
         }
-        resolve();
+        resolve(failed);
       });
     });
   }

@@ -4,6 +4,7 @@ import { debug } from '../debug.ts';
 import { codeOf, KedgeError, type KedgeErrorCode } from '../errors.ts';
 import type { IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
+import type { Addresses } from './addresses.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
 
 /** How long a dial may take. */
@@ -32,6 +33,7 @@ export class Connector {
   readonly sockets = new Set<net.Socket>();
   private readonly address: KedgeAddress;
   private readonly identity: IdentitySnapshot | undefined;
+  private readonly addresses: Addresses;
   private readonly timeouts: DialTimeouts;
   private readonly observer: DialObserver;
   private readonly tlsOptions: tls.ConnectionOptions;
@@ -60,11 +62,13 @@ export class Connector {
     address: KedgeAddress,
     identity: IdentitySnapshot | undefined,
     peer: PeerPolicy,
+    addresses: Addresses,
     timeouts: DialTimeouts,
     observer: DialObserver,
   ) {
     this.address = address;
     this.identity = identity;
+    this.addresses = addresses;
     this.timeouts = timeouts;
     this.observer = observer;
     this.tlsOptions = address.secure
@@ -90,7 +94,14 @@ export class Connector {
     }
     const { hostname, port, secure, name } = this.address;
     debug.dial('%s: connecting', name);
-    const socket = net.connect({ host: hostname, port, noDelay: true, keepAlive: true, keepAliveInitialDelay: 60_000 });
+    const socket = net.connect({
+      host: hostname,
+      port,
+      lookup: this.addresses.lookup,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: 60_000,
+    });
     this.track(socket);
     const done = once(socket, this.timeouts.timeoutMs, (error, reason) => {
       if (reason === 'ready') {
@@ -185,7 +196,8 @@ export class Connector {
 
   private connectError(error: Error | undefined): KedgeError {
     const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
-    if (syscall === 'getaddrinfo') return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.address.hostname}`, error);
+    if (syscall === 'getaddrinfo')
+      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.address.hostname}${because(error)}`, error);
     return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
   }
 

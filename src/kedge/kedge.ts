@@ -4,6 +4,7 @@ import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
 import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
+import { Addresses } from './addresses.ts';
 import { Breaker, type BreakerOptions } from './breaker.ts';
 import { Connector, type DialObserver, type DialTimeouts } from './connector.ts';
 import { Generation } from './generation.ts';
@@ -21,6 +22,10 @@ export interface Hop {
 /** What the dialer decides for all its kedges. */
 export interface KedgeOptions {
   readonly timeouts: DialTimeouts;
+  /** Infinity: for ever. */
+  readonly maxConnectionAgeMs: number;
+  /** Undefined: what the name servers say. */
+  readonly dnsTtlMs: number | undefined;
   readonly breaker: BreakerOptions;
   readonly drainTimeoutMs: number;
   readonly onWarning: (warning: Error) => void;
@@ -73,6 +78,8 @@ export class Kedge implements DialObserver {
   readonly address: KedgeAddress;
   readonly breaker: Breaker;
   private readonly hop: Hop;
+  private readonly addresses: Addresses;
+  private ageTimer: NodeJS.Timeout | undefined;
   private readonly options: KedgeOptions;
   private readonly counters = { handshakes: 0, resumed: 0, failures: 0 };
   private readonly draining = new Map<Generation, Promise<void>>();
@@ -87,6 +94,7 @@ export class Kedge implements DialObserver {
     this.address = of.address;
     this.options = options;
     this.breaker = new Breaker(options.breaker);
+    this.addresses = new Addresses(of.address.hostname, options.dnsTtlMs, () => this.followAddresses());
     this.live = this.open();
     this.unsubscribe = of.identity?.subscribe(() => this.rotate());
   }
@@ -116,16 +124,14 @@ export class Kedge implements DialObserver {
   /** Takes no new calls; resolves when every generation is closed. */
   async drain(): Promise<void> {
     if (!this.closing) {
-      this.closing = true;
-      this.unsubscribe?.();
+      this.stop();
       this.retire(this.live);
     }
     await Promise.all(this.draining.values());
   }
 
   destroy(error: Error): void {
-    this.closing = true;
-    this.unsubscribe?.();
+    this.stop();
     for (const generation of [this.live, ...this.draining.keys()]) generation.destroy(error);
   }
 
@@ -139,6 +145,19 @@ export class Kedge implements DialObserver {
   failed(): void {
     this.counters.failures += 1;
     this.breaker.failed();
+  }
+
+  private stop(): void {
+    this.closing = true;
+    this.unsubscribe?.();
+    this.addresses.close();
+    clearTimeout(this.ageTimer);
+  }
+
+  /** A kedge that moved: connections to where it was are replaced, whether that still answers or not. */
+  private followAddresses(): void {
+    const connected = [...this.live.connector.sockets].map(({ remoteAddress }) => remoteAddress);
+    if (connected.some((address) => !this.addresses.has(address))) this.rotate();
   }
 
   /** New calls meet a new generation from here on; the old one finishes its own. */
@@ -162,8 +181,21 @@ export class Kedge implements DialObserver {
     const { address, identity, peer } = this.hop;
     const snapshot = identity === undefined ? undefined : this.snapshot(identity);
     this.generations += 1;
-    const connector = new Connector(address, snapshot, peer, this.options.timeouts, this);
+    const connector = new Connector(address, snapshot, peer, this.addresses, this.options.timeouts, this);
+    this.age();
     return new Generation(this.generations, snapshot, connector);
+  }
+
+  /** With jitter, so that many pods do not reconnect together. */
+  private age(): void {
+    clearTimeout(this.ageTimer);
+    const { maxConnectionAgeMs } = this.options;
+    if (maxConnectionAgeMs === Number.POSITIVE_INFINITY) return;
+    const grown = () => {
+      if (this.live.connector.sockets.size > 0) this.rotate();
+      else this.age();
+    };
+    this.ageTimer = setTimeout(grown, maxConnectionAgeMs * (0.9 + Math.random() / 5)).unref();
   }
 
   private snapshot(identity: Identity): IdentitySnapshot {

@@ -55,6 +55,8 @@ export interface TestKedgeOptions {
   /** More names in its certificate. */
   names?: readonly string[];
   alpn?: readonly string[];
+  /** Where it listens. Default: any free port of 127.0.0.1. */
+  at?: { host: string; port: number };
   handler?: KedgeHandler;
   requireClientCertificate?: boolean;
   settings?: http2.Settings;
@@ -148,7 +150,7 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
     tcp.add(socket);
     socket.on('close', () => tcp.delete(socket));
   });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  await new Promise<void>((resolve) => server.listen(options.at ?? { host: '127.0.0.1', port: 0 }, resolve));
   const { port } = server.address() as AddressInfo;
   const url = `https://127.0.0.1:${port}`;
 
