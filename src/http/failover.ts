@@ -17,7 +17,9 @@ const NGHTTP2_REFUSED_STREAM = 7;
 
 export function outcomeOf(error: unknown, started: boolean): Outcome {
   if (isKedgeError(error)) {
-    if (!started && (error.stage === 'dns' || error.stage === 'connect' || error.stage === 'tls')) return 'unsent';
+    // A dial that fails after the start: undici had taken the request back from a connection that turned it away.
+    if (error.stage === 'dns' || error.stage === 'connect' || error.stage === 'tls')
+      return started ? 'unprocessed' : 'unsent';
     return error.code === 'ERR_KEDGE_CONNECTION' ? 'lost' : 'final';
   }
   const { http2ErrorCode, message } = (error ?? {}) as { http2ErrorCode?: unknown; message?: unknown };
