@@ -57,7 +57,8 @@ export class KedgeCall implements Call, Listener, Waiter {
   private plan: Plan | undefined;
   private authority: string;
   private hopIndex = 0;
-  private readonly tried = new Set<number>();
+  /** Kedges that failed this call, by their place in the route. */
+  private readonly failedHops = new Set<number>();
   private callerCredentials: CallCredentials | undefined;
   private metadata: Metadata | undefined;
   private listener: Listener | undefined;
@@ -109,7 +110,7 @@ export class KedgeCall implements Call, Listener, Waiter {
         return;
       }
       this.tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-      this.attempt(core.kedges.choose(plan.hops, this.tried));
+      this.attempt(core.kedges.choose(plan.hops));
     } catch (error) {
       this.fail(error as Error);
     }
@@ -185,8 +186,9 @@ export class KedgeCall implements Call, Listener, Waiter {
   failed(error: KedgeError): void {
     if (this.ended) return;
     const { core } = this.init;
-    const next =
-      this.tried.size < core.options.failover.attempts ? core.kedges.choose(this.plan!.hops, this.tried) : -1;
+    this.failedHops.add(this.hopIndex);
+    const { size } = this.failedHops;
+    const next = size < core.options.failover.attempts ? core.kedges.choose(this.plan!.hops, this.failedHops) : -1;
     if (next === -1) {
       this.fail(error);
       return;
@@ -233,7 +235,7 @@ export class KedgeCall implements Call, Listener, Waiter {
         core.waiting.delete(this);
         this.tokenWait = undefined;
         this.tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-        this.attempt(core.kedges.choose(plan.hops, this.tried));
+        this.attempt(core.kedges.choose(plan.hops));
       })
       .catch(this.fail);
   }
@@ -241,7 +243,6 @@ export class KedgeCall implements Call, Listener, Waiter {
   private attempt(index: number): void {
     const { core, shared } = this.init;
     this.hopIndex = index;
-    this.tried.add(index);
     const hop = this.plan!.hops[index]!;
     if (!hop.address.secure && this.callerCredentials !== undefined) {
       const reason = 'call credentials are not sent to a kedge over plain http';

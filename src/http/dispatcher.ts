@@ -52,7 +52,7 @@ export class HttpDispatcher extends Dispatcher {
   async warm(input: string | URL): Promise<void> {
     const { target, plan } = this.core.resolve('http', input);
     if (plan === undefined) return;
-    const kedge = this.core.kedges.get(plan.hops[this.core.kedges.choose(plan.hops, new Set())]!);
+    const kedge = this.core.kedges.get(plan.hops[this.core.kedges.choose(plan.hops)]!);
     try {
       await this.pools.of(kedge.generation).warm();
     } catch (error) {

@@ -38,7 +38,8 @@ export class Exchange implements Handler, Controller {
   /** The attempt under way, once its pool has started it. */
   private live: Controller | undefined;
   private hopIndex = 0;
-  private readonly tried = new Set<number>();
+  /** Kedges that failed this call, by their place in the route. */
+  private failed: Set<number> | undefined;
   private attempts = 0;
   /** Bearer headers of the attempt under way, for a refusal of one. */
   private proxyAuth: string | undefined;
@@ -82,7 +83,7 @@ export class Exchange implements Handler, Controller {
         return true;
       }
       this.build(proxy, backend);
-      return this.attempt(this.core.kedges.choose(this.plan.hops, this.tried));
+      return this.attempt(this.core.kedges.choose(this.plan.hops));
     } catch (error) {
       this.fail(error);
       return false;
@@ -227,7 +228,7 @@ export class Exchange implements Handler, Controller {
         if (this.done) return;
         this.endWait();
         this.build(proxy, backend);
-        this.attempt(next ?? this.core.kedges.choose(this.plan.hops, this.tried));
+        this.attempt(next ?? this.core.kedges.choose(this.plan.hops));
       })
       .catch((error) => this.fail(error));
   }
@@ -259,7 +260,6 @@ export class Exchange implements Handler, Controller {
   private attempt(index: number): boolean {
     this.live = undefined;
     this.hopIndex = index;
-    this.tried.add(index);
     this.attempts += 1;
     const hop = this.plan.hops[index]!;
     if (debug.http.enabled) {
@@ -279,7 +279,9 @@ export class Exchange implements Handler, Controller {
     if (outcome === 'lost') {
       if (!isIdempotent(this.options.method, this.options.idempotent)) return false;
     }
-    let next = this.tried.size < failover.attempts ? this.core.kedges.choose(hops, this.tried) : -1;
+    this.failed ??= new Set();
+    this.failed.add(this.hopIndex);
+    let next = this.failed.size < failover.attempts ? this.core.kedges.choose(hops, this.failed) : -1;
     // What a kedge turned away, a drained connection say, it may take on the next one.
     if (next === -1 && outcome === 'unprocessed' && this.attempts < hops.length + SAME_KEDGE_RETRIES)
       next = this.hopIndex;

@@ -31,135 +31,136 @@ export type FlatHeaders = (string | string[])[];
  * @throws {@link KedgeError} `ERR_KEDGE_REQUEST`
  */
 export function flatHeaders(input: HeadersInput, injected: InjectedHeaders): FlatHeaders {
-  const flat = new FlatHeaderList(injected);
+  const list: FlatHeaders = ['host', injected.target.authority];
+  let seen = 0;
   if (Array.isArray(input)) {
-    if (input.length % 2 !== 0) throw flat.refuse('a flat headers array has an even length');
-    for (let i = 0; i < input.length; i += 2) flat.add(input[i], input[i + 1]);
+    if (input.length % 2 !== 0) throw refuse(injected, 'a flat headers array has an even length');
+    for (let i = 0; i < input.length; i += 2) seen |= add(list, seen, injected, input[i], input[i + 1]);
   } else if (typeof input === 'object' && input !== null) {
     if (isIterable(input)) {
       for (const pair of input) {
-        if (!Array.isArray(pair) || pair.length !== 2) throw flat.refuse('headers are not in pairs');
-        flat.add(pair[0], pair[1]);
+        if (!Array.isArray(pair) || pair.length !== 2) throw refuse(injected, 'headers are not in pairs');
+        seen |= add(list, seen, injected, pair[0], pair[1]);
       }
     } else {
-      // Faster than Object.keys() on the plain objects that nearly all requests have.
-      for (const name in input)
-        if (Object.hasOwn(input, name)) flat.add(name, (input as Record<string, unknown>)[name]);
-    }
-  } else if (input !== undefined && input !== null) {
-    throw flat.refuse('headers are an object or an array');
-  }
-  return flat.end();
-}
-
-class FlatHeaderList {
-  private readonly list: FlatHeaders;
-  private readonly injected: InjectedHeaders;
-  private authorization = false;
-  private requestId = false;
-  private contentLength: string | undefined;
-
-  constructor(injected: InjectedHeaders) {
-    this.injected = injected;
-    this.list = ['host', injected.target.authority];
-  }
-
-  add(name: unknown, value: unknown): void {
-    if (typeof name !== 'string') throw this.refuse('a header name is not a string');
-    if (value === undefined) return;
-    // Only names of these lengths have a rule, so all others pass without being lower-cased.
-    switch (name.length) {
-      case 4:
-      case 6:
-      case 10:
-      case 13:
-      case 14:
-      case 17:
-      case 18:
-      case 19:
-        if (this.special(name.toLowerCase(), value)) return;
-    }
-    this.list.push(name, value as string);
-  }
-
-  end(): FlatHeaders {
-    const { list, injected } = this;
-    if (injected.proxyAuth !== undefined) list.push('proxy-authorization', injected.proxyAuth);
-    if (injected.backendAuth !== undefined && !this.authorization) list.push('authorization', injected.backendAuth);
-    if (injected.requestId !== undefined && !this.requestId) list.push('x-kedge-request-id', injected.requestId);
-    return list;
-  }
-
-  refuse(reason: string): KedgeError {
-    return new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { target: this.injected.target.authority });
-  }
-
-  /** Whether the header is dealt with; false lets it pass as it is. */
-  private special(name: string, value: unknown): boolean {
-    switch (name) {
-      case 'host':
-        this.checkHost(value);
-        return true;
-      case 'authorization':
-        if (this.injected.backendAuth !== undefined && this.injected.overrideAuthorization) return true;
-        if (this.authorization || (Array.isArray(value) && value.length !== 1)) {
-          throw this.refuse('more than one authorization header');
-        }
-        this.authorization = true;
-        return false;
-      case 'proxy-authorization':
-        if (this.injected.proxyAuth === undefined) return false;
-        throw this.refuse('the route brings its own proxy-authorization header');
-      case 'x-kedge-request-id':
-        this.requestId = true;
-        return false;
-      case 'content-length':
-        this.setContentLength(value);
-        return true;
-      case 'connection':
-        if (/^(?:close|keep-alive)$/i.test(String(value))) return false;
-        throw this.refuse('a connection header may only say close or keep-alive');
-      case 'transfer-encoding':
-      case 'keep-alive':
-        throw this.refuse(`a ${name} header belongs to a connection, not to a request`);
-      case 'expect':
-        throw this.refuse('an expect header is not supported');
-      default:
-        return false;
-    }
-  }
-
-  private checkHost(value: unknown): void {
-    const { target } = this.injected;
-    if (value === target.authority) return;
-    let same = false;
-    try {
-      same = typeof value === 'string' && parseTarget(`${target.protocol}//${value}`).authority === target.authority;
-    } catch {
-      // Not a host at all: refused below, like any other host than the target's.
-    }
-    if (!same) throw this.refuse('the host header is not the target');
-  }
-
-  private setContentLength(value: unknown): void {
-    // Node 22's own fetch joins a caller's content-length with its own: "3, 3".
-    const lengths = (Array.isArray(value) ? value : [value]).flatMap((each) => String(each).split(','));
-    for (const each of lengths) {
-      const length = each.trim();
-      if (!/^[0-9]{1,15}$/.test(length)) throw this.refuse('an invalid content-length header');
-      if (this.contentLength === undefined) {
-        this.contentLength = length;
-        this.list.push('content-length', length);
-      } else if (this.contentLength !== length) {
-        throw this.refuse('content-length headers that disagree');
+      for (const name of Object.keys(input)) {
+        seen |= add(list, seen, injected, name, (input as Record<string, unknown>)[name]);
       }
     }
+  } else if (input !== undefined && input !== null) {
+    throw refuse(injected, 'headers are an object or an array');
   }
+  const { proxyAuth, backendAuth, requestId } = injected;
+  if (proxyAuth !== undefined) list.push('proxy-authorization', proxyAuth);
+  if (backendAuth !== undefined && (seen & AUTHORIZATION) === 0) list.push('authorization', backendAuth);
+  if (requestId !== undefined && (seen & REQUEST_ID) === 0) list.push('x-kedge-request-id', requestId);
+  return list;
+}
+
+/** What a request has brought of its own, as bits: this runs for each header of each request. */
+const AUTHORIZATION = 1;
+const REQUEST_ID = 2;
+
+function add(list: FlatHeaders, seen: number, injected: InjectedHeaders, name: unknown, value: unknown): number {
+  if (typeof name !== 'string') throw refuse(injected, 'a header name is not a string');
+  if (value === undefined) return 0;
+  if (mayBeSpecial(name)) return addSpecial(list, seen, injected, name, value);
+  list.push(name, value as string);
+  return 0;
+}
+
+/** Whether length and first letter are those of a header with a rule; all others pass without being lower-cased. */
+function mayBeSpecial(name: string): boolean {
+  const first = name.charCodeAt(0) | 0x20;
+  switch (name.length) {
+    case 4:
+      return first === 0x68; // host
+    case 6:
+      return first === 0x65; // expect
+    case 10:
+      return first === 0x63 || first === 0x6b; // connection, keep-alive
+    case 13:
+      return first === 0x61; // authorization
+    case 14:
+      return first === 0x63; // content-length
+    case 17:
+      return first === 0x74; // transfer-encoding
+    case 18:
+      return first === 0x78; // x-kedge-request-id
+    case 19:
+      return first === 0x70; // proxy-authorization
+    default:
+      return false;
+  }
+}
+
+function addSpecial(list: FlatHeaders, seen: number, injected: InjectedHeaders, name: string, value: unknown): number {
+  const lower = name.toLowerCase();
+  switch (lower) {
+    case 'host':
+      checkHost(injected, value);
+      return 0;
+    case 'content-length':
+      addContentLength(list, injected, value);
+      return 0;
+    case 'authorization':
+      if (injected.backendAuth !== undefined && injected.overrideAuthorization) return 0;
+      if ((seen & AUTHORIZATION) !== 0 || (Array.isArray(value) && value.length !== 1)) {
+        throw refuse(injected, 'more than one authorization header');
+      }
+      list.push(name, value as string);
+      return AUTHORIZATION;
+    case 'proxy-authorization':
+      if (injected.proxyAuth !== undefined)
+        throw refuse(injected, 'the route brings its own proxy-authorization header');
+      break;
+    case 'connection':
+      if (!/^(?:close|keep-alive)$/i.test(String(value))) {
+        throw refuse(injected, 'a connection header may only say close or keep-alive');
+      }
+      break;
+    case 'transfer-encoding':
+    case 'keep-alive':
+      throw refuse(injected, `a ${lower} header belongs to a connection, not to a request`);
+    case 'expect':
+      throw refuse(injected, 'an expect header is not supported');
+  }
+  list.push(name, value as string);
+  return lower === 'x-kedge-request-id' ? REQUEST_ID : 0;
+}
+
+function checkHost(injected: InjectedHeaders, value: unknown): void {
+  const { target } = injected;
+  if (value === target.authority) return;
+  let same = false;
+  try {
+    same = typeof value === 'string' && parseTarget(`${target.protocol}//${value}`).authority === target.authority;
+  } catch {
+    // Not a host at all: refused below, like any other host than the target's.
+  }
+  if (!same) throw refuse(injected, 'the host header is not the target');
+}
+
+function addContentLength(list: FlatHeaders, injected: InjectedHeaders, value: unknown): void {
+  const at = list.indexOf('content-length');
+  let known = at === -1 ? undefined : list[at + 1];
+  // Node 22's own fetch joins a caller's content-length with its own: "3, 3".
+  for (const each of (Array.isArray(value) ? value : [value]).flatMap((lengths) => String(lengths).split(','))) {
+    const length = each.trim();
+    if (!/^[0-9]{1,15}$/.test(length)) throw refuse(injected, 'an invalid content-length header');
+    if (known === undefined) list.push('content-length', length);
+    else if (known !== length) throw refuse(injected, 'content-length headers that disagree');
+    known = length;
+  }
+}
+
+function refuse({ target }: InjectedHeaders, reason: string): KedgeError {
+  return new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { target: target.authority });
 }
 
 /** Pairs, but not a plain object that inherits an iterator from a polluted prototype. */
 function isIterable(input: object): input is Iterable<unknown> {
+  if (typeof (input as Partial<Iterable<unknown>>)[Symbol.iterator] !== 'function') return false;
   const prototype: unknown = Object.getPrototypeOf(input);
-  if ((prototype === Object.prototype || prototype === null) && !Object.hasOwn(input, Symbol.iterator)) return false;
-  return typeof (input as Partial<Iterable<unknown>>)[Symbol.iterator] === 'function';
+  return (prototype !== Object.prototype && prototype !== null) || Object.hasOwn(input, Symbol.iterator);
 }

@@ -34,14 +34,14 @@ export class Kedges {
   }
 
   /**
-   * The kedge that a call tries next: the first in the route's order that it has not tried and that can be expected to
-   * answer; when that is none of them, the first it has not tried (a dead kedge may be back). -1 after the last.
+   * The kedge that a call tries next: the first in the route's order that has not failed it and that can be expected to
+   * answer; when that is none of them, the first that has not failed it (a dead kedge may be back). -1 after the last.
    */
-  choose(hops: readonly Hop[], tried: ReadonlySet<number>): number {
-    if (hops.length === 1) return tried.has(0) ? -1 : 0;
+  choose(hops: readonly Hop[], failed?: ReadonlySet<number>): number {
+    if (hops.length === 1) return failed?.has(0) ? -1 : 0;
     let untried = -1;
     for (const [i, hop] of hops.entries()) {
-      if (tried.has(i)) continue;
+      if (failed?.has(i)) continue;
       if (untried === -1) untried = i;
       if (this.get(hop).breaker.admit()) return i;
     }

@@ -37,6 +37,10 @@ export class Router {
   private readonly mapper: Mapper;
   private readonly defaults: RouterDefaults;
   private readonly cache: Readonly<Record<Wire, LRUCache<string, Resolved>>>;
+  private readonly last: Record<Wire, { readonly input: string; readonly resolved: Resolved } | undefined> = {
+    http: undefined,
+    grpc: undefined,
+  };
   private readonly plans = new WeakMap<Route, Plan>();
   private readonly bearers = new WeakMap<object, Bearer>();
 
@@ -49,11 +53,16 @@ export class Router {
   /** @throws {@link KedgeError} `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE` */
   resolve(wire: Wire, input: string | URL): Resolved {
     if (typeof input !== 'string') return this.map(parseTarget(input, { wire }));
+    // Most calls go where the last one went: comparing is cheaper than hashing a string that was just made.
+    const last = this.last[wire];
+    if (last !== undefined && last.input === input) return last.resolved;
     const cache = this.cache[wire];
-    const known = cache.get(input);
-    if (known !== undefined) return known;
-    const resolved = this.map(parseTarget(input, { wire }));
-    cache.set(input, resolved);
+    let resolved = cache.get(input);
+    if (resolved === undefined) {
+      resolved = this.map(parseTarget(input, { wire }));
+      cache.set(input, resolved);
+    }
+    this.last[wire] = { input, resolved };
     return resolved;
   }
 
