@@ -70,13 +70,14 @@ for (const protocol of ['h1', 'h2'] as const) {
     const { dispatcher } = dialer;
     const headers = { accept: 'application/json', 'user-agent': 'bench' };
     const rawHeaders = { ...headers, host: AUTHORITY };
-    const get = async () => (await undici.request(`${TARGET}/`, { dispatcher, headers })).body.text();
+    const get = async () =>
+      (await dispatcher.request({ origin: TARGET, path: '/', method: 'GET', headers })).body.text();
     const rawGet = async () =>
       (await raw.request({ path: '/', method: 'GET', headers: rawHeaders, servername: NAME } as never)).body.text();
     await row(`http ${protocol} GET c=${concurrency}`, 'raw Pool', concurrency, get, rawGet);
     if (concurrency === 50) {
       const post = async () =>
-        (await undici.request(`${TARGET}/`, { dispatcher, method: 'POST', body: upload, headers })).body.text();
+        (await dispatcher.request({ origin: TARGET, path: '/', method: 'POST', body: upload, headers })).body.text();
       const rawPost = async () =>
         (
           await raw.request({ path: '/', method: 'POST', body: upload, headers: rawHeaders, servername: NAME } as never)
