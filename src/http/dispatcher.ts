@@ -1,6 +1,7 @@
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
+import type { KedgeStats } from '../kedge/kedge.ts';
 import { callError } from './errors.ts';
 import { Exchange } from './exchange.ts';
 import type { Fallback } from './fallback.ts';
@@ -46,6 +47,11 @@ export class HttpDispatcher extends Dispatcher {
     } catch (error) {
       return refuse(handler, error);
     }
+  }
+
+  /** The kedges in use, as `dialer.stats()` has them. */
+  get stats(): KedgeStats[] {
+    return this.core.kedges.stats();
   }
 
   /** Connects to the kedge of a target. */

@@ -86,6 +86,25 @@ for (const protocol of ['h2', 'h1'] as const) {
       assert.deepEqual(seen, ['0', '1', '2', '3', '4']);
     });
 
+    it('a stream of events for 10 s', { concurrency: true }, async (t) => {
+      const kedge = await startKedge(t, {
+        handler: (request, response) => {
+          const stream = response as unknown as Writable;
+          const timer = setInterval(() => stream.write('data: tick\n\n'), 100);
+          request.on('close', () => clearInterval(timer));
+          response.on('close', () => clearInterval(timer));
+        },
+      });
+      const { body } = await undici.request(ORIGIN, { dispatcher: kedge.dialer({ http: { protocol } }).dispatcher });
+      const begin = performance.now();
+      let events = 0;
+      for await (const _ of body) {
+        events += 1;
+        if (performance.now() - begin > 10_000) break;
+      }
+      assert.ok(events > 50, `${events} events`);
+    });
+
     it('HEAD, 204, 304, 1xx and trailers', async (t) => {
       const kedge = await startKedge(t, {
         handler: (request, response) => {
@@ -124,7 +143,10 @@ for (const protocol of ['h2', 'h1'] as const) {
 }
 
 /** A WebSocket echo behind the reference kedge, and a dialer to it. */
-async function webSockets(t: TestContext): Promise<{ dialer: Dialer; headers: http.IncomingHttpHeaders[] }> {
+async function webSockets(
+  t: TestContext,
+  protocol: 'auto' | 'h1' = 'auto',
+): Promise<{ dialer: Dialer; headers: http.IncomingHttpHeaders[] }> {
   const headers: http.IncomingHttpHeaders[] = [];
   const echo = new WebSocketServer({ noServer: true });
   const backend = http.createServer((_request, response) => response.end('plain')).listen(0, '127.0.0.1');
@@ -160,6 +182,7 @@ async function webSockets(t: TestContext): Promise<{ dialer: Dialer; headers: ht
   const dialer = createDialer({
     mapper: single({ kedge: `https://127.0.0.1:${kedge.port}`, serverName: KEDGE_NAME }),
     identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }),
+    http: { protocol },
   });
   t.after(async () => {
     await dialer.destroy();
@@ -172,13 +195,15 @@ async function webSockets(t: TestContext): Promise<{ dialer: Dialer; headers: ht
 }
 
 describe('WebSocket through the reference kedge, which prefers HTTP/2', () => {
-  for (const [name, WebSocketClass] of [
-    ["undici's", undici.WebSocket],
-    ['the built-in', globalThis.WebSocket],
+  for (const [name, WebSocketClass, protocol] of [
+    ["undici's", undici.WebSocket, 'auto'],
+    ['the built-in', globalThis.WebSocket, 'auto'],
+    ["undici's", undici.WebSocket, 'h1'],
+    ['the built-in', globalThis.WebSocket, 'h1'],
   ] as const) {
-    it(`${name} echoes`, async (t) => {
-      const { dialer, headers } = await webSockets(t);
-      // The pool speaks HTTP/2 by now.
+    it(`${name} echoes (${protocol})`, async (t) => {
+      const { dialer, headers } = await webSockets(t, protocol);
+      // The pool speaks its protocol by now.
       assert.equal(await (await dialer.fetch('http://echo.us1/')).text(), 'plain');
       const socket = new WebSocketClass('ws://echo.us1/chat', { dispatcher: dialer.dispatcher } as never);
       await once(socket, 'open');
