@@ -54,13 +54,15 @@ async function serve(
     setTimeout(() => stream.session?.destroy(), 50);
     return;
   }
+  // Not those of a later dialer, which this must not meet while it dials.
+  const open = [...sockets];
   await pass(String(request.headers['x-id']));
   if (fault === 'reset-mid-body') {
     response.setHeader('content-length', '1000');
     (response as NodeJS.WritableStream).write('part');
     await new Promise((resolve) => setTimeout(resolve, 300));
   }
-  for (const each of sockets) each.resetAndDestroy();
+  for (const each of open) each.resetAndDestroy();
 }
 
 const sockets = new Set<Socket>();
