@@ -6,30 +6,23 @@ import { describe, it, type TestContext } from 'node:test';
 import tls from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import * as undici from 'undici';
-import { readConfig } from '../../examples/kedge/config.ts';
-import { type Kedge, startKedge } from '../../examples/kedge/server.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { createDialer, type Dialer, type DialerOptions, pem, single, staticToken } from '../../src/index.ts';
 import { type Echo, echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
-import { authority, sha256 } from '../helpers/kedge.ts';
+import { KEDGE_NAME, sha256 } from '../helpers/kedge.ts';
+import { type ReferenceKedge, startReferenceKedge } from '../helpers/reference-kedge.ts';
 
-const NAME = 'us1.kedge.test';
 const ORDERS = 'http://orders.us1:8080';
 const GREETER = 'greeter.us1:9090';
 
-interface Setup {
-  kedge: Kedge;
-  dialer(options?: Partial<DialerOptions>, token?: string): Dialer;
-  client: { cert: string; key: string };
-  ca: string;
-}
-
 /** The reference kedge with an HTTP and a gRPC backend. */
-async function setUp(t: TestContext, answer: http.RequestListener, grpcPort = 1, bearerToken = ''): Promise<Setup> {
+async function setUp(
+  t: TestContext,
+  answer: http.RequestListener,
+  grpcPort = 1,
+  bearerToken = '',
+): Promise<ReferenceKedge> {
   const backend = http.createServer(answer).listen(0, '127.0.0.1');
   await once(backend, 'listening');
-  const ca = await authority();
-  const [server, client] = await Promise.all([ca.issue({ cn: NAME, dns: [NAME] }), ca.issue({ cn: 'pod' })]);
   const at = (port: number) => ({ dns_name: '127.0.0.1', port });
   const director = {
     http: {
@@ -59,36 +52,11 @@ async function setUp(t: TestContext, answer: http.RequestListener, grpcPort = 1,
       ],
     },
   };
-  const kedge = await startKedge({
-    address: '127.0.0.1',
-    port: 0,
-    cert: server.cert,
-    key: server.key,
-    clientCas: [ca.cert],
-    clientCertRequired: true,
-    bearerToken,
-    config: readConfig({ file: 'd', text: JSON.stringify(director) }, { file: 'p', text: JSON.stringify(pool) }),
-  });
-  t.after(async () => {
+  t.after(() => {
     backend.closeAllConnections();
     backend.close();
-    await kedge.close(0);
   });
-  return {
-    kedge,
-    client,
-    ca: ca.cert,
-    dialer: (options = {}, token = undefined) => {
-      const route = { kedge: `https://127.0.0.1:${kedge.port}`, serverName: NAME };
-      const dialer = createDialer({
-        mapper: single(token === undefined ? route : { ...route, proxyAuth: staticToken(token) }),
-        identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }),
-        ...options,
-      });
-      t.after(() => dialer.destroy());
-      return dialer;
-    },
-  };
+  return startReferenceKedge(t, { director, backendPool: pool, bearerToken });
 }
 
 for (const protocol of ['h2', 'h1'] as const) {
@@ -288,9 +256,10 @@ describe('the reference kedge and hostile clients', () => {
         const socket = tls.connect({
           port: kedge.port,
           host: '127.0.0.1',
-          servername: NAME,
+          servername: KEDGE_NAME,
           ca,
-          ...client,
+          cert: client.cert,
+          key: client.key,
           ALPNProtocols: ['http/1.1'],
         });
         let answer = '';

@@ -7,10 +7,11 @@ import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import type * as grpc from '@grpc/grpc-js';
 import { GreeterService, type Hello } from '../../examples/grpc/greeter.ts';
-import { createDialer, pem, single } from '../../src/index.ts';
+import { createDialer, single } from '../../src/index.ts';
 import { startGrpcKedge } from '../helpers/grpc-kedge.ts';
-import { authority, KEDGE_NAME, startKedge, type TestKedge } from '../helpers/kedge.ts';
-import { runNode, spawnNode } from '../helpers/process.ts';
+import { KEDGE_NAME, startKedge, type TestKedge } from '../helpers/kedge.ts';
+import { runNode } from '../helpers/process.ts';
+import { kedgeProcesses } from '../helpers/reference-kedge.ts';
 import { tempDir } from '../helpers/temp.ts';
 
 const greet = (server: grpc.Server) =>
@@ -78,29 +79,14 @@ describe('the examples', () => {
     t.after(() => backend.close());
     await once(backend, 'listening');
     const host = { dns_name: '127.0.0.1', port: (backend.address() as AddressInfo).port };
-    const ca = await authority();
-    const [server, client] = await Promise.all([
-      ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
-      ca.issue({ cn: 'pod' }),
-    ]);
-    const folder = await tempDir(t);
-    const flags = Object.entries({
-      server_tls_cert_file: server.cert,
-      server_tls_key_file: server.key,
-      server_tls_client_ca_files: ca.cert,
-      kedge_config_director_config_path: JSON.stringify({ http: { routes: [{ backend_name: 'orders' }] } }),
-      kedge_config_backendpool_config_path: JSON.stringify({ http: { backends: [{ name: 'orders', host }] } }),
-    }).map(([name, content]) => {
-      writeFileSync(join(folder, name), content);
-      return `--${name}=${join(folder, name)}`;
+    const { start, identity } = await kedgeProcesses(t, {
+      director: { http: { routes: [{ backend_name: 'orders' }] } },
+      backendPool: { http: { backends: [{ name: 'orders', host }] } },
     });
-    const kedge = await spawnNode<{ port: number }>(t, 'examples/kedge/main.ts', [
-      '--server_http_tls_port=any',
-      ...flags,
-    ]);
+    const kedge = await start('any');
     const dialer = createDialer({
       mapper: single({ kedge: `https://127.0.0.1:${kedge.ready.port}`, serverName: KEDGE_NAME }),
-      identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }),
+      identity,
     });
     t.after(() => dialer.destroy());
     const call = dialer.fetch('http://orders.us1/');

@@ -3,11 +3,10 @@ import { once } from 'node:events';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
-import { readConfig } from '../../examples/kedge/config.ts';
-import { startKedge } from '../../examples/kedge/server.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { createDialer, pem, single } from '../../src/index.ts';
 import { authority, KEDGE_NAME } from '../helpers/kedge.ts';
+import { startReferenceKedge } from '../helpers/reference-kedge.ts';
 
 const ADDRESS = 'matrix.us1:9090';
 const bytes = (value: Buffer) => value;
@@ -169,20 +168,10 @@ async function setUp(t: TestContext, through: 'reference kedge' | 'grpc-js itsel
     const backends = [
       { name: 'matrix', host: { dns_name: '127.0.0.1', port: await bind(grpc.ServerCredentials.createInsecure()) } },
     ];
-    const kedge = await startKedge({
-      address: '127.0.0.1',
-      port: 0,
-      cert: certificate.cert,
-      key: certificate.key,
-      clientCas: [ca.cert],
-      clientCertRequired: true,
-      bearerToken: '',
-      config: readConfig(
-        { file: 'director', text: JSON.stringify({ grpc: { routes: [{ backend_name: 'matrix' }] } }) },
-        { file: 'pool', text: JSON.stringify({ grpc: { backends } }) },
-      ),
+    const { kedge } = await startReferenceKedge(t, {
+      director: { grpc: { routes: [{ backend_name: 'matrix' }] } },
+      backendPool: { grpc: { backends } },
     });
-    t.after(() => kedge.close(0));
     port = kedge.port;
   }
   const dialer = createDialer({

@@ -7,11 +7,11 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as undici from 'undici';
-import { createDialer, type KedgeError, pem, single } from '../../src/index.ts';
+import { createDialer, type KedgeError, single } from '../../src/index.ts';
 import type { Fault, HostileFiles } from '../helpers/hostile-kedge.ts';
 import { authority, KEDGE_NAME } from '../helpers/kedge.ts';
-import { type NodeProcess, spawnNode } from '../helpers/process.ts';
-import { tempDir } from '../helpers/temp.ts';
+import { spawnNode } from '../helpers/process.ts';
+import { kedgeProcesses } from '../helpers/reference-kedge.ts';
 
 const TARGET = 'http://orders.us1:8080/';
 const HOSTILE = fileURLToPath(new URL('../helpers/hostile-kedge.ts', import.meta.url));
@@ -31,31 +31,16 @@ async function twoKedges(t: TestContext) {
     backend.closeAllConnections();
     backend.close();
   });
-  const ca = await authority();
-  const [server, client] = await Promise.all([
-    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
-    ca.issue({ cn: 'pod' }),
-  ]);
-  const folder = await tempDir(t);
   const host = { dns_name: '127.0.0.1', port: (backend.address() as AddressInfo).port };
-  const flags = Object.entries({
-    server_tls_cert_file: server.cert,
-    server_tls_key_file: server.key,
-    server_tls_client_ca_files: ca.cert,
-    kedge_config_director_config_path: JSON.stringify({ http: { routes: [{ backend_name: 'orders' }] } }),
-    kedge_config_backendpool_config_path: JSON.stringify({ http: { backends: [{ name: 'orders', host }] } }),
-  }).map(([name, content]) => {
-    writeFileSync(join(folder, name), content);
-    return `--${name}=${join(folder, name)}`;
+  const { start, folder, identity, server } = await kedgeProcesses(t, {
+    director: { http: { routes: [{ backend_name: 'orders' }] } },
+    backendPool: { http: { backends: [{ name: 'orders', host }] } },
   });
-  const start = (port: number | 'any'): Promise<NodeProcess<{ port: number }>> =>
-    spawnNode(t, 'examples/kedge/main.ts', [`--server_http_tls_port=${port}`, ...flags]);
   const kedges = await Promise.all([start('any'), start('any')]);
-  const identity = pem({ cert: client.cert, key: client.key, ca: ca.cert });
   const kedge = kedges.map(({ ready }) => `https://127.0.0.1:${ready.port}`);
   /** A kedge that fails, to stand before the first good one. */
   const startHostile = async (fault: Fault) => {
-    const other = await ca.issue({ cn: 'other', dns: ['other.kedge.test'] });
+    const other = await (await authority()).issue({ cn: 'other', dns: ['other.kedge.test'] });
     const name = fault === 'wrong-certificate' ? 'other' : 'server';
     const files: HostileFiles = {
       cert: join(folder, `${name}.crt`),

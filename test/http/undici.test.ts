@@ -8,10 +8,9 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as undici from 'undici';
 import { WebSocketServer } from 'ws';
-import { readConfig } from '../../examples/kedge/config.ts';
-import { startKedge as startReferenceKedge } from '../../examples/kedge/server.ts';
-import { createDialer, type Dialer, pem, single } from '../../src/index.ts';
-import { authority, KEDGE_NAME, sha256, startKedge } from '../helpers/kedge.ts';
+import type { Dialer } from '../../src/index.ts';
+import { sha256, startKedge } from '../helpers/kedge.ts';
+import { startReferenceKedge } from '../helpers/reference-kedge.ts';
 
 const ORIGIN = 'http://orders.us1:8080';
 
@@ -157,41 +156,17 @@ async function webSockets(
     );
   });
   await once(backend, 'listening');
-  const ca = await authority();
-  const [server, client] = await Promise.all([
-    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
-    ca.issue({ cn: 'pod' }),
-  ]);
   const host = { dns_name: '127.0.0.1', port: (backend.address() as AddressInfo).port };
-  const kedge = await startReferenceKedge({
-    address: '127.0.0.1',
-    port: 0,
-    cert: server.cert,
-    key: server.key,
-    clientCas: [ca.cert],
-    clientCertRequired: true,
-    bearerToken: '',
-    config: readConfig(
-      {
-        file: 'director',
-        text: JSON.stringify({ http: { routes: [{ backend_name: 'echo', host_matcher: 'echo.us1' }] } }),
-      },
-      { file: 'pool', text: JSON.stringify({ http: { backends: [{ name: 'echo', host }] } }) },
-    ),
+  const { dialer } = await startReferenceKedge(t, {
+    director: { http: { routes: [{ backend_name: 'echo', host_matcher: 'echo.us1' }] } },
+    backendPool: { http: { backends: [{ name: 'echo', host }] } },
   });
-  const dialer = createDialer({
-    mapper: single({ kedge: `https://127.0.0.1:${kedge.port}`, serverName: KEDGE_NAME }),
-    identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }),
-    http: { protocol },
-  });
-  t.after(async () => {
-    await dialer.destroy();
+  t.after(() => {
     for (const each of echo.clients) each.terminate();
     backend.closeAllConnections();
     backend.close();
-    await kedge.close(0);
   });
-  return { dialer, headers };
+  return { dialer: dialer({ http: { protocol } }), headers };
 }
 
 describe('WebSocket through the reference kedge, which prefers HTTP/2', () => {
