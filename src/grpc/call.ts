@@ -84,6 +84,11 @@ export class KedgeCall implements Call, Listener, Waiter {
     this.callNumber = lastCallNumber;
   }
 
+  /** Before `start()`: the call ends with this as soon as somebody listens. */
+  refuse(error: KedgeError): void {
+    this.cancelled = statusOf(error, this.authority);
+  }
+
   // -- the caller's side
 
   start(metadata: Metadata, listener: Listener): void {

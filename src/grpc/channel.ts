@@ -84,7 +84,7 @@ export class KedgeChannel implements ChannelInterface {
       propagateFlags,
     });
     // A status with a code, where grpc-js's own channel throws an error without one.
-    if (this.closed) call.fail(new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed'));
+    if (this.closed) call.refuse(new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed'));
     return call;
   }
 

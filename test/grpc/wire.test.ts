@@ -438,6 +438,7 @@ describe('the life of gRPC connections', () => {
     client.close();
     assert.equal(channel.getConnectivityState(false), grpc.connectivityState.SHUTDOWN);
     await assert.rejects(unary(client, 'x'), { code: grpc.status.UNAVAILABLE });
+    assert.equal(dialer.stats().inFlight, 0);
   });
 
   it('lets calls finish on close() and leaves nothing behind', async (t) => {
