@@ -6,6 +6,7 @@ import { Readable, Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { gzipSync } from 'node:zlib';
 import * as undici from 'undici';
 import { WebSocketServer } from 'ws';
 import type { Dialer } from '../../src/index.ts';
@@ -62,6 +63,36 @@ for (const protocol of ['h2', 'h1'] as const) {
       await assert.rejects(dispatcher.request({ origin: ORIGIN, path: '/', method: 'GET' }), {
         code: 'ERR_KEDGE_CLOSED',
       });
+    });
+
+    it('decompress', async (t) => {
+      const kedge = await startKedge(t, {
+        handler: (_request, response) => {
+          response.setHeader('content-encoding', 'gzip');
+          response.end(gzipSync('unpacked'));
+        },
+      });
+      const { dispatcher } = kedge.dialer({ http: { protocol } });
+      const decompressing = dispatcher.compose(undici.interceptors.decompress());
+      const { body } = await decompressing.request({ origin: ORIGIN, path: '/', method: 'GET' });
+      assert.equal(await body.text(), 'unpacked');
+    });
+
+    it('takes headers up to the limit, and refuses more', async (t) => {
+      const kedge = await startKedge(t, {
+        handler: (request, response) => {
+          response.setHeader('x-long', 'x'.repeat(Number(/\d+/.exec(request.url!)![0])));
+          response.end();
+        },
+      });
+      const { dispatcher } = kedge.dialer({ http: { protocol } });
+      const long = await dispatcher.request({ origin: ORIGIN, path: '/12000', method: 'GET' });
+      assert.equal(String(long.headers['x-long']).length, 12_000);
+      await long.body.dump();
+      await assert.rejects(dispatcher.request({ origin: ORIGIN, path: '/200000', method: 'GET' }), {
+        code: /ERR_KEDGE_(RESPONSE|CONNECTION)/,
+      });
+      assert.equal((await dispatcher.request({ origin: ORIGIN, path: '/1', method: 'GET' })).statusCode, 200);
     });
 
     it('EventSource', async (t) => {
