@@ -1,5 +1,6 @@
 import { debug } from '../debug.ts';
 import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
 import { TOKEN_DEADLINE_MS, type TokenSource } from './token-source.ts';
 
 /** RFC 6750 tokens are a subset of this; anything outside could end a header early or is a mistake such as a newline. */
@@ -17,6 +18,8 @@ export class Bearer {
 
   constructor(source: TokenSource) {
     this.source = source;
+    // Whoever prints what holds this prints no token.
+    hide(this, `Bearer(${source.name})`);
   }
 
   /** `Bearer <token>` without waiting, or undefined when the source has none at hand. */

@@ -1,4 +1,4 @@
-import { inspect } from 'node:util';
+import { hide } from '../hide.ts';
 import { Bearer } from './bearer.ts';
 import type { TokenSource } from './token-source.ts';
 
@@ -19,7 +19,7 @@ export function staticToken(token: string, options: StaticTokenOptions = {}): To
     peek: () => token,
     token: () => Promise.resolve(token),
   };
-  Object.defineProperty(source, inspect.custom, { value: () => `TokenSource(${source.name})` });
+  hide(source, `TokenSource(${source.name})`);
   new Bearer(source).peek();
   return Object.freeze(source);
 }

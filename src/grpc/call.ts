@@ -1,3 +1,4 @@
+import { inspect } from 'node:util';
 import {
   type CallCredentials,
   type Deadline,
@@ -82,6 +83,15 @@ export class KedgeCall implements Call, Listener, Waiter {
     this.authority = init.resolved.target.authority;
     lastCallNumber += 1;
     this.callNumber = lastCallNumber;
+  }
+
+  /** Its headers hold tokens: whoever prints it sees where it goes. */
+  [inspect.custom](): string {
+    return `KedgeCall(${this.authority}${this.init.method})`;
+  }
+
+  toJSON(): string {
+    return this[inspect.custom]();
   }
 
   /** Before `start()`: the call ends with this as soon as somebody listens. */

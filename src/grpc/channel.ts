@@ -8,6 +8,7 @@ import {
 } from '@grpc/grpc-js';
 import type { Core } from '../core.ts';
 import { KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
 import { KedgeCall, type ParentCall } from './call.ts';
 import type { ConnectionState } from './connection.ts';
@@ -62,6 +63,7 @@ export class KedgeChannel implements ChannelInterface {
     this.resolved = resolved;
     this.plan = resolved.plan!;
     this.channelCredentials = channelCredentials;
+    hide(this, `KedgeChannel(${resolved.target.authority})`);
     this.shared = shareable(options, core, resolved.target.authority);
   }
 

@@ -1,6 +1,7 @@
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
 import type { KedgeStats } from '../kedge/kedge.ts';
 import { callError } from './errors.ts';
 import { Exchange } from './exchange.ts';
@@ -29,6 +30,8 @@ export class HttpDispatcher extends Dispatcher {
     this.core = core;
     this.fallback = fallback;
     this.pools = new HttpPools(core.options, this);
+    // Requests with their headers are somewhere below.
+    hide(this, 'KedgeDispatcher');
   }
 
   override dispatch(options: DispatchOptions, handler: Dispatcher.DispatchHandler): boolean {

@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Duplex } from 'node:stream';
+import { inspect } from 'node:util';
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { KedgeError } from '../errors.ts';
@@ -70,10 +71,10 @@ export class Exchange implements Handler, Controller {
   dispatch(): boolean {
     this.core.begin();
     this.pools.budget.earn();
-    const { body } = this.options;
-    // It may fail before anybody reads it: while a token is fetched, or a connection is made.
-    if (isStream(body)) body.on('error', (error) => this.fail(error));
     try {
+      const { body } = this.options;
+      // It may fail before anybody reads it: while a token is fetched, or a connection is made.
+      if (isStream(body)) body.on('error', (error) => this.fail(error));
       checkPath(this.options, this.target);
       const { proxyAuth, backendAuth } = this.plan;
       const proxy = proxyAuth?.peek();
@@ -88,6 +89,15 @@ export class Exchange implements Handler, Controller {
       this.fail(error);
       return false;
     }
+  }
+
+  /** Its headers hold tokens: whoever prints it sees where it goes. */
+  [inspect.custom](): string {
+    return `Exchange(${this.target.authority})`;
+  }
+
+  toJSON(): string {
+    return this[inspect.custom]();
   }
 
   // -- the caller's controller

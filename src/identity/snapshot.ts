@@ -1,6 +1,6 @@
 import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto';
-import { inspect } from 'node:util';
 import { KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
 import type { IdentitySnapshot } from './identity.ts';
 
 /** A certificate and key as PEM text. */
@@ -29,13 +29,13 @@ export function snapshotOf(init: PemInit): IdentitySnapshot {
     notAfter: new Date(leaf!.validTo),
   };
   const { cert, key, ca, passphrase } = init;
+  hide(facts, `Identity(${facts.subject}, serial ${facts.serial})`);
   return Object.freeze(
     Object.defineProperties(facts, {
       cert: { value: cert },
       key: { value: key },
       ca: { value: ca },
       passphrase: { value: passphrase },
-      [inspect.custom]: { value: () => `Identity(${facts.subject}, serial ${facts.serial})` },
     }),
   );
 }

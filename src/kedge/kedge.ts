@@ -200,7 +200,9 @@ export class Kedge implements DialObserver {
 
   private snapshot(identity: Identity): IdentitySnapshot {
     try {
-      return identity.current();
+      const snapshot = identity.current();
+      if (!(snapshot.notAfter instanceof Date)) throw new TypeError('`notAfter` is not a Date');
+      return snapshot;
     } catch (cause) {
       if (isKedgeError(cause)) throw cause;
       const context = { kedge: this.address.name, cause };
