@@ -74,10 +74,13 @@ describe('many aborts', () => {
         }),
       );
     }
-    for (let i = 0; i < 100 && process.getActiveResourcesInfo().length > baseline + 8; i += 1) await sleep(50);
-    assert.ok(process.getActiveResourcesInfo().length <= baseline + 8, process.getActiveResourcesInfo().join());
-    const [stats] = dialer.stats().kedges;
-    assert.ok(stats!.connections <= 4 && stats!.inFlight === 0, JSON.stringify(stats));
+    // The last aborts reach their connections a turn later, and answers to what was aborted are still on their way.
+    const busy = () => {
+      const [kedge] = dialer.stats().kedges;
+      return process.getActiveResourcesInfo().length > baseline + 8 || kedge!.connections > 4 || kedge!.inFlight > 0;
+    };
+    for (let i = 0; i < 200 && busy(); i += 1) await sleep(50);
+    assert.ok(!busy(), `${JSON.stringify(dialer.stats())} ${process.getActiveResourcesInfo().join()}`);
     assert.equal(dialer.stats().inFlight, 0);
     for (const event of dispatcher.eventNames()) assert.ok(dispatcher.listenerCount(event) <= 1);
   });
