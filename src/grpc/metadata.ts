@@ -7,15 +7,56 @@ type CallMetadataOptions = Parameters<CallCredentials['generateMetadata']>[0];
  * Headers that belong to a connection (RFC 9113 §8.2.2) or name its other end. grpc-js sends them as they are, and nghttp2
  * then ends the whole connection, with everybody else's calls.
  */
-const FORBIDDEN = [
+const FORBIDDEN = new Set([
   'connection',
+  'content-length',
   'host',
   'http2-settings',
   'keep-alive',
   'proxy-connection',
   'transfer-encoding',
   'upgrade',
-];
+]);
+
+/**
+ * Headers that node:http2 takes once only (`kSingleValueHeaders` in lib/internal/http2/util.js): a second one makes grpc-js
+ * give up the connection and dial again, over and over.
+ */
+const SINGLE = new Set([
+  'access-control-allow-credentials',
+  'access-control-max-age',
+  'access-control-request-method',
+  'age',
+  'authorization',
+  'content-encoding',
+  'content-language',
+  'content-location',
+  'content-md5',
+  'content-range',
+  'content-type',
+  'date',
+  'dnt',
+  'etag',
+  'expires',
+  'from',
+  'if-match',
+  'if-modified-since',
+  'if-none-match',
+  'if-range',
+  'if-unmodified-since',
+  'last-modified',
+  'location',
+  'max-forwards',
+  'proxy-authorization',
+  'range',
+  'referer',
+  'retry-after',
+  'te',
+  'tk',
+  'upgrade-insecure-requests',
+  'user-agent',
+  'x-content-type-options',
+]);
 
 /** The tokens of a call, as header values. */
 export interface CallTokens {
@@ -30,11 +71,10 @@ export interface CallTokens {
  * @throws {@link KedgeError} `ERR_KEDGE_REQUEST` naming the header
  */
 export function checkMetadata(metadata: Metadata, bringsProxyAuth: boolean): void {
-  for (const name of FORBIDDEN) {
-    if (metadata.get(name).length > 0) throw refuse(`metadata \`${name}\` belongs to a connection, not to a call`);
-  }
-  for (const name of ['authorization', 'proxy-authorization', 'te', 'content-type', 'user-agent']) {
-    if (metadata.get(name).length > 1) throw refuse(`metadata \`${name}\` is there more than once`);
+  // Only what is there is looked at: most calls bring nothing, or one or two.
+  for (const name of Object.keys(metadata.getMap())) {
+    if (FORBIDDEN.has(name)) throw refuse(`metadata \`${name}\` belongs to a connection, not to a call`);
+    if (SINGLE.has(name) && metadata.get(name).length > 1) throw refuse(`metadata \`${name}\` is there more than once`);
   }
   const [te] = metadata.get('te');
   if (te !== undefined && te !== 'trailers') throw refuse('metadata `te` is always `trailers`');

@@ -220,6 +220,10 @@ describe('a mapped gRPC call', () => {
       upgrade: ['h2c'],
       host: ['evil'],
       te: ['gzip'],
+      'content-length': ['5'],
+      date: ['a', 'b'],
+      range: ['a', 'b'],
+      from: ['a', 'b'],
     };
     for (const [name, values] of Object.entries(hostile)) {
       const metadata = new grpc.Metadata();
