@@ -52,7 +52,7 @@ let lastCallNumber = 0;
  * route's next kedge; then every method is passed to grpc-js's own call.
  */
 export class KedgeCall implements Call, Listener, Waiter {
-  waitForReady = false;
+  private waitForReady = false;
   private readonly init: CallInit;
   private readonly callNumber: number;
   private plan: Plan | undefined;
@@ -198,15 +198,16 @@ export class KedgeCall implements Call, Listener, Waiter {
     if (!this.ended) this.goLive(connection);
   }
 
-  failed(error: KedgeError): void {
-    if (this.ended) return;
+  failed(error: KedgeError): boolean {
+    if (this.ended) return true;
     const { core } = this.init;
     this.failedHops.add(this.hopIndex);
     const { size } = this.failedHops;
     const next = size < core.options.failover.attempts ? core.kedges.choose(this.plan!.hops, this.failedHops) : -1;
     if (next === -1) {
+      if (this.waitForReady) return false;
       this.fail(error);
-      return;
+      return true;
     }
     // Nothing of the call has been sent.
     this.releaseConnection();
@@ -215,6 +216,7 @@ export class KedgeCall implements Call, Listener, Waiter {
     } catch (thrown) {
       this.fail(thrown as Error);
     }
+    return true;
   }
 
   /** Ends the call with what went wrong before or outside the backend. */

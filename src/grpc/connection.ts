@@ -6,10 +6,9 @@ import { KedgeCredentials } from './credentials.ts';
 
 /** A call that waits for a connection. */
 export interface Waiter {
-  /** Whether it waits on when a dial fails (`waitForReady`). */
-  readonly waitForReady: boolean;
   ready(connection: Connection): void;
-  failed(error: KedgeError): void;
+  /** False: it waits on, for the next dial. */
+  failed(error: KedgeError): boolean;
 }
 
 export type ConnectionState = 'connecting' | 'ready' | 'idle' | 'failed' | 'closed';
@@ -73,12 +72,8 @@ export class Connection {
     this.channel.close();
   }
 
-  failWaiters(error: KedgeError, all: boolean): void {
-    for (const waiter of [...this.waiters]) {
-      if (waiter.waitForReady && !all) continue;
-      this.waiters.delete(waiter);
-      waiter.failed(error);
-    }
+  private failWaiters(error: KedgeError): void {
+    for (const waiter of [...this.waiters]) if (waiter.failed(error)) this.waiters.delete(waiter);
     if (this.waiters.size === 0) this.stopDeadline();
   }
 
@@ -121,17 +116,14 @@ export class Connection {
   private explain(): void {
     const { failure } = this;
     if (failure !== undefined) {
-      this.failWaiters(failure, false);
+      this.failWaiters(failure);
       this.events.changed(this);
       return;
     }
     this.connector.connect(['h2'], (error, socket) => {
       socket?.destroy();
       const reason = 'the kedge closed the connection before it spoke HTTP/2';
-      this.failWaiters(
-        error ?? new KedgeError('ERR_KEDGE_CONNECT', 'connect', reason, { kedge: this.connector.name }),
-        false,
-      );
+      this.failWaiters(error ?? new KedgeError('ERR_KEDGE_CONNECT', 'connect', reason, { kedge: this.connector.name }));
       this.events.changed(this);
     });
   }
@@ -139,11 +131,10 @@ export class Connection {
   private timeOut(): void {
     const reason = `no connection that speaks HTTP/2 within ${this.deadlineMs} ms`;
     const error = new KedgeError('ERR_KEDGE_CONNECT_TIMEOUT', 'connect', reason, { kedge: this.connector.name });
-    const patient = [...this.waiters].some((waiter) => waiter.waitForReady);
     this.deadline = undefined;
-    if (!patient) this.close();
-    this.failWaiters(this.failure ?? error, false);
-    if (patient) this.connect();
+    this.failWaiters(this.failure ?? error);
+    if (this.waiters.size > 0) this.connect();
+    else this.close();
   }
 
   private stopDeadline(): void {

@@ -362,6 +362,9 @@ describe('a gRPC call that cannot be made', () => {
     const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
     const replies = await Promise.all(Array.from({ length: 50 }, (_, i) => unary(client, String(i))));
     assert.equal(replies.length, 50);
+    const patient = kedge.dialer({ mapper: single(kedge.route({ kedge: ['https://127.0.0.1:1', kedge.url] })) });
+    const waiting = new (grpcDialer(patient).wrap(EchoClient))(ADDRESS);
+    assert.equal((await unary(waiting, 'x', new grpc.Metadata({ waitForReady: true }))).text, 'x');
   });
 
   it('waits for the kedge with waitForReady', async (t) => {
