@@ -70,7 +70,9 @@ export function route(init: RouteInit): Route {
   const serverName = options.serverName === undefined ? undefined : serverNameOf(options.serverName);
   const hasTokens = proxyAuth !== undefined || backendAuth !== undefined;
   const addresses = kedges.map((url) => kedgeAddress(url, serverName));
-  for (const address of addresses) {
+  for (const [i, address] of addresses.entries()) {
+    const isTwice = addresses.findIndex(({ origin }) => origin === address.origin) !== i;
+    if (isTwice) throw invalid(`kedge ${address.name} is there twice`);
     if (!address.secure && hasTokens) throw invalid(`kedge ${address.name} is plain http: tokens need https`);
     if (!address.secure && identity !== undefined)
       throw invalid(`kedge ${address.name} is plain http: it cannot see the identity`);

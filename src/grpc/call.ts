@@ -1,50 +1,42 @@
 import { inspect } from 'node:util';
-import {
-  type CallCredentials,
-  type Deadline,
-  type experimental,
-  Metadata,
-  propagate,
-  type StatusObject,
-  status,
-} from '@grpc/grpc-js';
+import { type CallCredentials, type experimental, Metadata, type StatusObject, status } from '@grpc/grpc-js';
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
+import { isKedgeError, KedgeError } from '../errors.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
+import { ComposedCredentials } from './call-credentials.ts';
 import type { Connection, Waiter } from './connection.ts';
-import { type CallTokens, ComposedCredentials, checkMetadata, setTokens } from './metadata.ts';
+import { type CallBounds, Hold } from './hold.ts';
+import { type CallTokens, checkMetadata, ownBytes, setTokens } from './metadata.ts';
 import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
-import { type KedgeStatus, statusOf } from './status.ts';
+import { lostStatus, statusOf } from './status.ts';
 
 type Call = experimental.CallStream;
 type Listener = Parameters<Call['start']>[1];
 type MessageContext = Parameters<Call['sendMessageWithContext']>[0];
 type AuthContext = ReturnType<Call['getAuthContext']>;
-/** The server call that a client call was made in. */
-export type ParentCall = {
-  on(event: 'cancelled', listener: () => void): unknown;
-  removeListener(event: 'cancelled', listener: () => void): unknown;
-  getDeadline(): Deadline;
-};
-
 /** The arguments of `createCall()`, and what the channel adds. */
-export interface CallInit {
+export interface CallInit extends CallBounds {
   readonly core: Core;
   readonly resolved: Resolved;
   readonly shared: SharedOptions;
   /** From the caller's channel credentials. */
   readonly channelCredentials: CallCredentials | undefined;
   readonly method: string;
-  readonly deadline: Deadline;
   readonly host: string | null | undefined;
-  readonly parentCall: ParentCall | null;
-  readonly propagateFlags: number | null | undefined;
 }
 
-const MAX_TIMER_MS = 2 ** 31 - 1;
-/** grpc-js's own words for a call whose connection failed; it has no code for them. */
-const LOST = /^(?:No connection established|Name resolution failed|Connection dropped|Failed to connect)/;
+/** A connection that a call has a place on. */
+interface Place {
+  readonly hopIndex: number;
+  readonly pool: GrpcPool;
+  readonly connection: Connection;
+}
+
+/** How long a kedge may take to connect before the call asks the route's next one as well, in ms (RFC 8305 §5). */
+const HEAD_START_MS = 250;
+/** How long a call with `waitForReady` rests when every kedge of its route has failed it, in ms. */
+const REST_MS = 300;
 let lastCallNumber = 0;
 
 /**
@@ -52,21 +44,22 @@ let lastCallNumber = 0;
  * route's next kedge; then every method is passed to grpc-js's own call.
  */
 export class KedgeCall implements Call, Listener, Waiter {
-  private waitForReady = false;
   private readonly init: CallInit;
   private readonly callNumber: number;
   private plan: Plan | undefined;
   private authority: string;
-  private hopIndex = 0;
-  /** Kedges that failed this call, by their place in the route. */
-  private readonly failedHops = new Set<number>();
+  /** The kedge it is at, or was last. */
+  private hopIndex = -1;
+  /** The kedges of the route that were tried, once there was reason to try another. */
+  private askedHops: Set<number> | undefined;
   private callerCredentials: CallCredentials | undefined;
   private metadata: Metadata | undefined;
   private listener: Listener | undefined;
   private tokens: CallTokens | undefined;
   private tokenWait: AbortController | undefined;
-  private pool: GrpcPool | undefined;
-  private connection: Connection | undefined;
+  /** Several while kedges are connecting; the first to be ready gets the call. */
+  private places: Place[] = [];
+  private headStart: NodeJS.Timeout | undefined;
   private live: Call | undefined;
   private ended = false;
   private cancelled: StatusObject | undefined;
@@ -74,8 +67,8 @@ export class KedgeCall implements Call, Listener, Waiter {
   private messages: [MessageContext, Buffer][] = [];
   private halfClosed = false;
   private reading = false;
-  private deadlineTimer: NodeJS.Timeout | undefined;
-  private onParentCancelled: (() => void) | undefined;
+  private held: Hold | undefined;
+  private rest: NodeJS.Timeout | undefined;
 
   constructor(init: CallInit) {
     this.init = init;
@@ -105,18 +98,19 @@ export class KedgeCall implements Call, Listener, Waiter {
     const { core } = this.init;
     this.metadata = metadata;
     this.listener = listener;
-    this.waitForReady = metadata.getOptions().waitForReady ?? false;
     core.begin();
     if (this.cancelled !== undefined) {
       this.end(this.cancelled);
       return;
     }
     try {
-      const { plan } = this.route();
+      const plan = this.route();
       this.plan = plan;
-      checkMetadata(metadata, plan.proxyAuth !== undefined);
       const proxyAuth = plan.proxyAuth?.peek();
       const backendAuth = plan.backendAuth?.peek();
+      const tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
+      this.tokens = tokens;
+      checkMetadata(metadata, plan.proxyAuth !== undefined, ownBytes(this.authority, this.init.method, tokens));
       if (
         (plan.proxyAuth !== undefined && proxyAuth === undefined) ||
         (plan.backendAuth !== undefined && backendAuth === undefined)
@@ -124,11 +118,11 @@ export class KedgeCall implements Call, Listener, Waiter {
         this.waitForTokens(plan);
         return;
       }
-      this.tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-      this.attempt(core.kedges.choose(plan.hops));
     } catch (error) {
       this.fail(error as Error);
+      return;
     }
+    this.attempt();
   }
 
   sendMessageWithContext(context: MessageContext, message: Buffer): void {
@@ -148,7 +142,6 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   cancelWithStatus(code: status, details: string): void {
     if (this.live !== undefined) this.live.cancelWithStatus(code, details);
-    else if (this.listener === undefined) this.cancelled ??= { code, details, metadata: new Metadata() };
     else this.end({ code, details, metadata: new Metadata() });
   }
 
@@ -181,48 +174,35 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   onReceiveStatus(received: StatusObject): void {
     if (this.ended) return;
+    const { kedgeName } = this;
     this.finish();
     if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, status[received.code]);
-    if (received.code === status.UNAVAILABLE && LOST.test(received.details)) {
-      const context = { target: this.authority, kedge: this.kedgeName };
-      const cause = new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', received.details, context);
-      this.listener!.onReceiveStatus({ ...received, details: cause.message, cause } as KedgeStatus);
-      return;
-    }
-    this.listener!.onReceiveStatus(received);
+    if (received.code === status.UNAUTHENTICATED) this.invalidateTokens();
+    this.listener!.onReceiveStatus(lostStatus(received, this.authority, kedgeName));
   }
 
   // -- the connection's side
 
   ready(connection: Connection): void {
-    if (!this.ended) this.goLive(connection);
+    if (this.ended) return;
+    const place = this.places.find((each) => each.connection === connection)!;
+    for (const other of this.places) if (other !== place) this.leave(other);
+    this.places = [place];
+    this.goLive(place);
   }
 
-  failed(error: KedgeError): boolean {
-    if (this.ended) return true;
-    const { core } = this.init;
-    this.failedHops.add(this.hopIndex);
-    const { size } = this.failedHops;
-    const next = size < core.options.failover.attempts ? core.kedges.choose(this.plan!.hops, this.failedHops) : -1;
-    if (next === -1) {
-      if (this.waitForReady) return false;
-      this.fail(error);
-      return true;
-    }
-    // Nothing of the call has been sent.
-    this.releaseConnection();
-    try {
-      this.attempt(next);
-    } catch (thrown) {
-      this.fail(thrown as Error);
-    }
-    return true;
+  failed(connection: Connection, error: KedgeError): void {
+    if (this.ended) return;
+    const index = this.places.findIndex((each) => each.connection === connection);
+    const [place] = this.places.splice(index, 1);
+    this.leave(place!);
+    this.moveOn(error);
   }
 
   /** Ends the call with what went wrong before or outside the backend. */
-  readonly fail = (error: Error): void => {
+  readonly fail = (error: Error, code?: status): void => {
     if (this.ended) return;
-    const final = statusOf(error, this.authority);
+    const final = statusOf(error, this.authority, code);
     if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, final.details);
     this.live?.cancelWithStatus(status.CANCELLED, 'the connection is gone');
     this.end(final);
@@ -231,85 +211,122 @@ export class KedgeCall implements Call, Listener, Waiter {
   // -- stages
 
   /** A `host` of the call's own is mapped like any other target, so it cannot carry tokens elsewhere. */
-  private route(): { plan: Plan } {
+  private route(): Plan {
     const { core, host, resolved } = this.init;
     if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
     const own = host === undefined || host === null || host === this.authority ? resolved : core.resolve('grpc', host);
     this.authority = own.target.authority;
-    if (own.plan !== undefined) return { plan: own.plan };
+    if (own.plan !== undefined) return own.plan;
     throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'the host of a call through a kedge is a kedge destination');
   }
 
   private waitForTokens(plan: Plan): void {
-    const { core } = this.init;
     this.tokenWait = new AbortController();
     const { signal } = this.tokenWait;
-    core.waiting.add(this);
+    this.init.core.waiting.add(this);
     this.hold();
     Promise.all([plan.proxyAuth?.wait(signal), plan.backendAuth?.wait(signal)])
       .then(([proxyAuth, backendAuth]) => {
         if (this.ended) return;
-        core.waiting.delete(this);
         this.tokenWait = undefined;
-        this.tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-        this.attempt(core.kedges.choose(plan.hops));
+        const tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
+        this.tokens = tokens;
+        const own = ownBytes(this.authority, this.init.method, tokens);
+        checkMetadata(this.metadata!, plan.proxyAuth !== undefined, own);
+        this.attempt();
       })
       .catch(this.fail);
   }
 
-  private attempt(index: number): void {
-    const { core, shared } = this.init;
+  private attempt(index = this.init.core.kedges.choose(this.plan!.hops)): void {
+    const { core, shared, method } = this.init;
+    core.waiting.delete(this);
     this.hopIndex = index;
     const hop = this.plan!.hops[index]!;
-    if (!hop.address.secure && this.callerCredentials !== undefined) {
-      const reason = 'call credentials are not sent to a kedge over plain http';
-      throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: hop.address.name });
+    let place: Place;
+    try {
+      if (!hop.address.secure && this.callerCredentials !== undefined) {
+        const reason = 'call credentials are not sent to a kedge over plain http';
+        throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: hop.address.name });
+      }
+      if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, method, hop.address.name);
+      const pool = grpcPool(core.kedges.get(hop), core.options);
+      const connection = pool.acquire(shared, this.fail);
+      if (isKedgeError(connection)) {
+        this.moveOn(connection);
+        return;
+      }
+      place = { hopIndex: index, pool, connection };
+    } catch (error) {
+      this.fail(error as Error);
+      return;
     }
-    if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, this.init.method, hop.address.name);
-    this.pool = grpcPool(core.kedges.get(hop).generation, core.options);
-    this.connection = this.pool.acquire(shared, this.fail);
-    if (this.connection.state === 'ready') {
-      this.goLive(this.connection);
+    this.places.push(place);
+    const { connection } = place;
+    if (connection.state === 'ready') {
+      this.ready(connection);
       return;
     }
     this.hold();
-    this.connection.wait(this);
+    connection.wait(this);
+    if (this.plan!.hops.length > 1) this.giveHeadStart(connection);
   }
 
-  /** Deadline and parent, which grpc-js sees to as soon as the call is its own. */
-  private hold(): void {
-    if (this.deadlineTimer !== undefined || this.onParentCancelled !== undefined) return;
-    const { parentCall, propagateFlags } = this.init;
-    const flags = propagateFlags ?? propagate.DEFAULTS;
-    let deadline = Number(this.init.deadline);
-    if (parentCall !== null) {
-      if ((flags & propagate.DEADLINE) !== 0) deadline = Math.min(deadline, Number(parentCall.getDeadline()));
-      if ((flags & propagate.CANCELLATION) !== 0) {
-        this.onParentCancelled = () => this.cancelWithStatus(status.CANCELLED, 'Cancelled by parent call');
-        parentCall.on('cancelled', this.onParentCancelled);
-      }
-    }
-    const left = deadline - Date.now();
-    if (left > MAX_TIMER_MS) return;
-    const exceeded = () => {
-      const where =
-        this.kedgeName === undefined ? 'waiting for a token' : `waiting for a connection to kedge ${this.kedgeName}`;
-      this.cancelWithStatus(status.DEADLINE_EXCEEDED, `Deadline exceeded while ${where}`);
+  /** A kedge that is slow to connect keeps no call from the next one (as clients do with addresses, RFC 8305). */
+  private giveHeadStart(connection: Connection): void {
+    clearTimeout(this.headStart);
+    const left = HEAD_START_MS - (performance.now() - connection.since);
+    const askNext = () => {
+      const next = this.nextHop();
+      if (next !== -1) this.attempt(next);
     };
-    this.deadlineTimer = setTimeout(exceeded, Math.max(left, 0));
+    if (left <= 0) askNext();
+    else this.headStart = setTimeout(askNext, left);
+  }
+
+  /** After a failure: nothing of the call has been sent. */
+  private moveOn(error: KedgeError): void {
+    const next = this.nextHop();
+    if (next !== -1) this.attempt(next);
+    else if (this.places.length > 0) return;
+    else if (this.metadata!.getOptions().waitForReady) {
+      this.askedHops = undefined;
+      this.hold();
+      this.init.core.waiting.add(this);
+      this.rest = setTimeout(() => this.attempt(), REST_MS);
+    } else this.fail(error);
+  }
+
+  private nextHop(): number {
+    const { kedges, options } = this.init.core;
+    this.askedHops ??= new Set();
+    this.askedHops.add(this.hopIndex);
+    return this.askedHops.size < options.failover.attempts ? kedges.choose(this.plan!.hops, this.askedHops) : -1;
+  }
+
+  private hold(): void {
+    this.held ??= new Hold(
+      this.init,
+      () => {
+        const where =
+          this.kedgeName === undefined ? 'waiting for a token' : `waiting for a connection to kedge ${this.kedgeName}`;
+        this.cancelWithStatus(status.DEADLINE_EXCEEDED, `Deadline exceeded while ${where}`);
+      },
+      () => this.cancelWithStatus(status.CANCELLED, 'Cancelled by parent call'),
+    );
   }
 
   private letGo(): void {
-    clearTimeout(this.deadlineTimer);
-    this.deadlineTimer = undefined;
-    if (this.onParentCancelled !== undefined) this.init.parentCall!.removeListener('cancelled', this.onParentCancelled);
-    this.onParentCancelled = undefined;
+    clearTimeout(this.headStart);
+    this.held?.release();
+    this.held = undefined;
   }
 
-  private goLive(connection: Connection): void {
+  private goLive({ connection, hopIndex }: Place): void {
     this.letGo();
+    this.hopIndex = hopIndex;
     const { method, deadline, parentCall, propagateFlags } = this.init;
-    const call = connection.channel.createCall(method, deadline, this.authority, parentCall as never, propagateFlags);
+    const call = connection.createCall(method, deadline, this.authority, parentCall, propagateFlags);
     const metadata = this.metadata!.clone();
     const tokens = this.tokens!;
     if (this.callerCredentials === undefined) {
@@ -318,8 +335,9 @@ export class KedgeCall implements Call, Listener, Waiter {
       // The backend's token waits for what the caller's credentials give: theirs wins.
       if (tokens.overrideAuthorization && tokens.backendAuth !== undefined) metadata.remove('authorization');
       setTokens(metadata, { ...tokens, backendAuth: undefined });
-      const hasOwn = metadata.get('authorization').length > 0;
-      call.setCredentials(new ComposedCredentials(this.callerCredentials, tokens, hasOwn));
+      const own = ownBytes(this.authority, method, tokens);
+      const owner = { metadata, tokens, ownBytes: own, fail: this.fail };
+      call.setCredentials(new ComposedCredentials(this.callerCredentials, owner));
     }
     this.live = call;
     call.start(metadata, this);
@@ -330,18 +348,27 @@ export class KedgeCall implements Call, Listener, Waiter {
   }
 
   private get kedgeName(): string | undefined {
-    return this.pool === undefined ? undefined : this.plan?.hops[this.hopIndex]?.address.name;
+    return this.plan?.hops[this.hopIndex]?.address.name;
   }
 
-  private releaseConnection(): void {
-    if (this.connection === undefined) return;
-    this.connection.forget(this);
-    this.pool!.release(this.init.shared, this.connection, this.fail);
-    this.connection = undefined;
+  private leave({ pool, connection }: Place): void {
+    connection.forget(this);
+    pool.release(this.init.shared, connection, this.fail);
+  }
+
+  /** Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon. */
+  private invalidateTokens(): void {
+    this.plan!.proxyAuth?.invalidate(this.tokens?.proxyAuth);
+    this.plan!.backendAuth?.invalidate(this.tokens?.backendAuth);
   }
 
   private end(final: StatusObject): void {
     if (this.ended) return;
+    if (this.listener === undefined) {
+      // Interceptors may start a call long after it was made.
+      this.cancelled ??= final;
+      return;
+    }
     this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'token', 'the call is over'));
     this.finish();
     // As grpc-js does: never from within start() or cancel().
@@ -352,7 +379,8 @@ export class KedgeCall implements Call, Listener, Waiter {
     this.ended = true;
     this.messages = [];
     this.letGo();
-    this.releaseConnection();
+    clearTimeout(this.rest);
+    for (const place of this.places) this.leave(place);
     this.init.core.waiting.delete(this);
     this.init.core.end();
   }

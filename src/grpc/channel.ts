@@ -9,10 +9,12 @@ import {
 import type { Core } from '../core.ts';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
+import type { Kedge } from '../kedge/kedge.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
-import { KedgeCall, type ParentCall } from './call.ts';
-import type { ConnectionState } from './connection.ts';
-import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
+import { KedgeCall } from './call.ts';
+import type { ParentCall } from './hold.ts';
+import { grpcPool, type PoolState, type SharedOptions } from './pool.ts';
+import { Watched } from './watched.ts';
 
 /** Options that would change what is dialled or which name is verified; the route decides both. */
 const REFUSED = [
@@ -22,19 +24,15 @@ const REFUSED = [
   'grpc.http_connect_creds',
 ] as const;
 
-const STATES: Readonly<Record<ConnectionState, connectivityState>> = {
+const STATES: Readonly<Record<PoolState, connectivityState>> = {
   connecting: connectivityState.CONNECTING,
   ready: connectivityState.READY,
   idle: connectivityState.IDLE,
   failed: connectivityState.TRANSIENT_FAILURE,
   closed: connectivityState.IDLE,
 };
-
-interface Watcher {
-  readonly from: connectivityState;
-  readonly callback: (error?: Error) => void;
-  timer: NodeJS.Timeout | undefined;
-}
+/** The state of a route with several kedges is the best of theirs. */
+const BEST_FIRST: readonly PoolState[] = ['ready', 'connecting', 'idle', 'failed', 'closed'];
 
 /**
  * The channel of one client: a facade over connections that it shares with others. Closing it takes no connection from
@@ -47,8 +45,7 @@ export class KedgeChannel implements ChannelInterface {
   private readonly plan: Plan;
   private readonly shared: SharedOptions;
   private readonly channelCredentials: CallCredentials | undefined;
-  private readonly watchers = new Set<Watcher>();
-  private watched: { pool: GrpcPool; stop: () => void } | undefined;
+  private readonly watched: Watched;
   private closed = false;
 
   constructor(
@@ -65,6 +62,12 @@ export class KedgeChannel implements ChannelInterface {
     this.channelCredentials = channelCredentials;
     hide(this, `KedgeChannel(${resolved.target.authority})`);
     this.shared = shareable(options, core, resolved.target.authority);
+    this.watched = new Watched({
+      kedges: () => this.kedges(),
+      options: core.options,
+      state: (kedges) => STATES[this.best(kedges)],
+      isClosed: () => this.closed || core.closed,
+    });
   }
 
   createCall(
@@ -92,7 +95,7 @@ export class KedgeChannel implements ChannelInterface {
 
   close(): void {
     this.closed = true;
-    this.notify();
+    this.watched.check();
   }
 
   getTarget(): string {
@@ -101,28 +104,25 @@ export class KedgeChannel implements ChannelInterface {
 
   getConnectivityState(tryToConnect: boolean): connectivityState {
     if (this.closed || this.core.closed) return connectivityState.SHUTDOWN;
-    return STATES[this.pool().state(this.shared, tryToConnect)];
+    const kedges = this.kedges();
+    const state = this.best(kedges);
+    if (!tryToConnect || state === 'ready' || state === 'connecting') return STATES[state];
+    const first = kedges.find(({ breaker }) => breaker.isClosed) ?? kedges[0]!;
+    grpcPool(first, this.core.options).state(this.shared, true);
+    return STATES[this.best(kedges)];
   }
 
+  /**
+   * As grpc-js's: calls back when the state is no longer `currentState`, or with an error at `deadline`. When the kedge is
+   * given up, as `maxKedges` may want, it calls back in any case: looking again would bring it back.
+   */
   watchConnectivityState(
     currentState: connectivityState,
     deadline: Date | number,
     callback: (error?: Error) => void,
   ): void {
     if (this.closed || this.core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed');
-    const watcher: Watcher = { from: currentState, callback, timer: undefined };
-    const left = Number(deadline) - Date.now();
-    if (left <= 2 ** 31 - 1) {
-      watcher.timer = setTimeout(
-        () => {
-          this.settle(watcher, new Error('Deadline passed without connectivity state change'));
-        },
-        Math.max(left, 0),
-      );
-    }
-    this.watchers.add(watcher);
-    this.watch();
-    process.nextTick(() => this.notify());
+    this.watched.add(currentState, Number(deadline), callback);
   }
 
   getChannelzRef(): ReturnType<ChannelInterface['getChannelzRef']> {
@@ -130,36 +130,13 @@ export class KedgeChannel implements ChannelInterface {
     return { kind: 'channel', id: 0, name: this.address } as ReturnType<ChannelInterface['getChannelzRef']>;
   }
 
-  private pool(): GrpcPool {
-    return grpcPool(this.core.kedges.get(this.plan.hops[0]!).generation, this.core.options);
+  private kedges(): Kedge[] {
+    return this.plan.hops.map((hop) => this.core.kedges.get(hop));
   }
 
-  /** Follows the pool that new calls would use: a rotation replaces it. */
-  private watch(): void {
-    if (this.watchers.size === 0 || this.closed || this.core.closed) {
-      this.watched?.stop();
-      this.watched = undefined;
-      return;
-    }
-    const pool = this.pool();
-    if (this.watched?.pool === pool) return;
-    this.watched?.stop();
-    this.watched = { pool, stop: pool.onChange(() => this.notify()) };
-  }
-
-  private notify(): void {
-    for (const watcher of [...this.watchers]) {
-      if (this.getConnectivityState(false) !== watcher.from) this.settle(watcher);
-    }
-    this.watch();
-  }
-
-  private settle(watcher: Watcher, error?: Error): void {
-    if (!this.watchers.delete(watcher)) return;
-    clearTimeout(watcher.timer);
-    this.watch();
-    if (error === undefined) watcher.callback();
-    else watcher.callback(error);
+  private best(kedges: readonly Kedge[]): PoolState {
+    const states = kedges.map((kedge) => grpcPool(kedge, this.core.options).state(this.shared, false));
+    return BEST_FIRST.find((state) => states.includes(state))!;
   }
 }
 
@@ -182,6 +159,8 @@ function shareable(options: ChannelOptions, core: Core, target: string): SharedO
       // grpc-js waits up to two minutes otherwise.
       'grpc.max_reconnect_backoff_ms': 10_000,
       ...Object.fromEntries(own),
+      // Retry policies are the caller's choice, not that of who writes the kedge's DNS zone (TXT records, gRFC A2).
+      'grpc.service_config_disable_resolution': 1,
       // One channel is one connection, and proxy variables in the environment do not reach us.
       'grpc.use_local_subchannel_pool': 1,
       'grpc.enable_http_proxy': 0,

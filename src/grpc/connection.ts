@@ -1,140 +1,185 @@
-import { Channel, type ChannelOptions, connectivityState } from '@grpc/grpc-js';
+import type { LookupAddress } from 'node:dns';
+import type { Socket } from 'node:net';
+import { Channel, type ChannelOptions, connectivityState, type Deadline, type experimental } from '@grpc/grpc-js';
 import { debug } from '../debug.ts';
 import { KedgeError } from '../errors.ts';
-import type { Connector } from '../kedge/connector.ts';
+import type { Connector, DialObserver, DialTimeouts } from '../kedge/connector.ts';
 import { KedgeCredentials } from './credentials.ts';
+import { followSockets } from './dialling.ts';
 
 /** A call that waits for a connection. */
 export interface Waiter {
   ready(connection: Connection): void;
-  /** False: it waits on, for the next dial. */
-  failed(error: KedgeError): boolean;
+  failed(connection: Connection, error: KedgeError): void;
 }
 
-export type ConnectionState = 'connecting' | 'ready' | 'idle' | 'failed' | 'closed';
+/** `lost`: it was there, and what is left of its calls is ending. `closed` is final, also after a failed dial. */
+export type ConnectionState = 'connecting' | 'ready' | 'lost' | 'closed';
 
-/** What a connection tells its pool. */
-export interface ConnectionEvents {
+/** What a connection belongs to. */
+export interface ConnectionOwner {
+  readonly connector: Connector;
+  /** Hears of what the connector cannot know. */
+  readonly observer: DialObserver;
+  readonly timeouts: DialTimeouts;
   changed(connection: Connection): void;
 }
 
 /**
- * One grpc-js channel that never shares its subchannel, so that it is one TLS connection. grpc-js keeps it connected; the
- * deadlines that it lacks for TCP and SETTINGS are here, and so is the reason of a failed dial.
+ * One grpc-js channel that never shares its subchannel, so that it is one TLS connection, to addresses that both wires
+ * agree on. The deadlines that grpc-js lacks for TCP and SETTINGS are here, and so is the reason of a failed dial. A dial
+ * that fails ends the connection: grpc-js would dial on in the background, behind the breaker's back.
  */
 export class Connection {
-  readonly channel: Channel;
   /** Calls on it, those that wait for it too. */
   calls = 0;
-  state: ConnectionState = 'idle';
-  private readonly connector: Connector;
-  private readonly events: ConnectionEvents;
-  private readonly deadlineMs: number;
+  state: ConnectionState = 'connecting';
+  /** When the dial began, on the clock of `performance.now()`. */
+  readonly since = performance.now();
+  /** Why it is closed, after a failed dial. */
+  failure: KedgeError | undefined;
+  private readonly owner: ConnectionOwner;
+  private readonly options: ChannelOptions;
   private readonly waiters = new Set<Waiter>();
-  private failure: KedgeError | undefined;
+  /** For DNS and TCP, and again for SETTINGS; the connector has one for TLS. */
   private deadline: NodeJS.Timeout | undefined;
+  /** grpc-js targets not tried yet: one for each address family, as it takes no mixture. */
+  private targets: string[] = [];
+  private channel: Channel | undefined;
+  private credentials: KedgeCredentials | undefined;
+  private dialError: KedgeError | undefined;
+  /** TCP connections that are being made, and then the one that waits for SETTINGS. */
+  private readonly dialling = new Set<Socket>();
+  private stopFollowing: (() => void) | undefined;
 
-  constructor(connector: Connector, options: ChannelOptions, deadlineMs: number, events: ConnectionEvents) {
-    this.connector = connector;
-    this.events = events;
-    this.deadlineMs = deadlineMs;
-    const credentials = new KedgeCredentials(connector, (error) => {
-      this.failure = error;
+  constructor(owner: ConnectionOwner, options: ChannelOptions) {
+    this.owner = owner;
+    this.options = options;
+    this.startDeadline();
+    owner.connector.resolve((error, addresses) => {
+      if (this.state === 'closed') return;
+      if (error !== null) {
+        this.fail(error);
+        return;
+      }
+      this.targets = targetsOf(addresses, owner.connector.port);
+      this.dial();
     });
-    this.channel = new Channel(`dns:///${connector.name}`, credentials, options);
-    this.watch();
   }
 
   /** Hands the connection over as soon as it is there. */
   wait(waiter: Waiter): void {
     this.waiters.add(waiter);
-    this.connect();
+    // Calls that wait hold the process: grpc-js's own timers and sockets do not.
+    this.deadline?.ref();
   }
 
   forget(waiter: Waiter): void {
     this.waiters.delete(waiter);
-    if (this.waiters.size === 0) this.stopDeadline();
+    if (this.waiters.size === 0) this.deadline?.unref();
   }
 
-  connect(): void {
-    if (this.state === 'closed') return;
-    this.channel.getConnectivityState(true);
-    if (this.state === 'idle') this.setState('connecting');
-    // Also holds the process while calls wait: grpc-js's own timers and sockets do not.
-    if (this.waiters.size > 0) this.deadline ??= setTimeout(() => this.timeOut(), this.deadlineMs);
+  createCall(
+    method: string,
+    deadline: Deadline,
+    authority: string,
+    parentCall: unknown,
+    propagateFlags: number | null | undefined,
+  ): experimental.CallStream {
+    return this.channel!.createCall(method, deadline, authority, parentCall as never, propagateFlags);
   }
 
   /** Calls under way go on; grpc-js closes the socket after the last of them. */
   close(): void {
     if (this.state === 'closed') return;
     this.stopDeadline();
+    this.stopFollowing?.();
+    this.credentials?.close();
+    for (const socket of this.dialling) socket.destroy();
     this.setState('closed');
-    this.channel.close();
+    this.channel?.close();
   }
 
-  private failWaiters(error: KedgeError): void {
-    for (const waiter of [...this.waiters]) if (waiter.failed(error)) this.waiters.delete(waiter);
-    if (this.waiters.size === 0) this.stopDeadline();
+  private dial(): void {
+    const { owner } = this;
+    this.dialError = undefined;
+    const credentials = new KedgeCredentials(owner.connector, {
+      secured: (socket) => {
+        this.dialling.clear();
+        this.dialling.add(socket);
+        this.startDeadline(owner.timeouts.handshakeTimeoutMs, 'HTTP/2 SETTINGS');
+        if (!owner.connector.isSecure) owner.observer.dialled(socket);
+      },
+      failed: (error) => {
+        this.dialError = error;
+      },
+    });
+    const channel = new Channel(this.targets.shift()!, credentials, this.options);
+    this.credentials = credentials;
+    this.channel = channel;
+    this.watch(channel);
+    this.follow(() => channel.getConnectivityState(true));
   }
 
-  private watch(): void {
-    if (this.state === 'closed') return;
-    const seen = this.channel.getConnectivityState(false);
-    this.channel.watchConnectivityState(seen, Number.POSITIVE_INFINITY, () => {
-      if (this.state === 'closed') return;
-      this.watch();
-      this.follow();
+  private follow(dial: () => void): void {
+    const attempted = (socket: Socket, _address: string, port: number) => {
+      if (this.state !== 'connecting' || port !== this.owner.connector.port) return;
+      this.owner.connector.adopt(socket);
+      this.dialling.add(socket);
+      const failed = (error: Error) => {
+        if (this.state === 'connecting') this.dialError = this.owner.connector.connectError(error);
+      };
+      socket.once('error', failed);
+      socket.once('connect', () => {
+        socket.off('error', failed);
+        this.stopDeadline();
+      });
+      socket.once('close', () => this.dialling.delete(socket));
+    };
+    this.stopFollowing?.();
+    this.stopFollowing = followSockets(attempted, dial);
+  }
+
+  private watch(channel: Channel): void {
+    const seen = channel.getConnectivityState(false);
+    channel.watchConnectivityState(seen, Number.POSITIVE_INFINITY, () => {
+      if (this.channel !== channel || this.state === 'closed') return;
+      this.watch(channel);
+      this.changed(channel.getConnectivityState(false));
     });
   }
 
-  private follow(): void {
-    switch (this.channel.getConnectivityState(false)) {
-      case connectivityState.READY: {
-        this.stopDeadline();
-        this.failure = undefined;
-        this.setState('ready');
-        const waiters = [...this.waiters];
-        this.waiters.clear();
-        for (const waiter of waiters) waiter.ready(this);
+  private changed(now: connectivityState): void {
+    if (now === connectivityState.READY) {
+      // From here on the socket belongs to grpc-js and the calls on it.
+      this.dialling.clear();
+      this.stopDeadline();
+      this.stopFollowing?.();
+      this.setState('ready');
+      const waiters = [...this.waiters];
+      this.waiters.clear();
+      for (const waiter of waiters) waiter.ready(this);
+    } else if (now === connectivityState.TRANSIENT_FAILURE) {
+      if (this.state === 'connecting' && this.targets.length > 0) {
+        this.channel!.close();
+        this.dial();
         return;
       }
-      case connectivityState.TRANSIENT_FAILURE:
-        this.setState('failed');
-        this.explain();
-        return;
-      case connectivityState.CONNECTING:
-        this.setState('connecting');
-        return;
-      case connectivityState.IDLE:
-        // A connection that was lost is dialled again only when somebody wants it.
-        this.setState('idle');
-        if (this.waiters.size > 0) this.connect();
-    }
-  }
-
-  /** TLS failures are known already; for DNS and TCP, which grpc-js does by itself, our own dial says why. */
-  private explain(): void {
-    const { failure } = this;
-    if (failure !== undefined) {
-      this.failWaiters(failure);
-      this.events.changed(this);
-      return;
-    }
-    this.connector.connect(['h2'], (error, socket) => {
-      socket?.destroy();
       const reason = 'the kedge closed the connection before it spoke HTTP/2';
-      this.failWaiters(error ?? new KedgeError('ERR_KEDGE_CONNECT', 'connect', reason, { kedge: this.connector.name }));
-      this.events.changed(this);
-    });
+      this.fail(this.dialError ?? this.own('ERR_KEDGE_CONNECT', reason));
+    } else if (now === connectivityState.IDLE && this.state === 'ready') {
+      // grpc-js dials again for calls that it still queues; new ones get a connection of their own.
+      this.setState('lost');
+      if (this.calls === 0) this.close();
+    }
   }
 
-  private timeOut(): void {
-    const reason = `no connection that speaks HTTP/2 within ${this.deadlineMs} ms`;
-    const error = new KedgeError('ERR_KEDGE_CONNECT_TIMEOUT', 'connect', reason, { kedge: this.connector.name });
-    this.deadline = undefined;
-    this.failWaiters(this.failure ?? error);
-    if (this.waiters.size > 0) this.connect();
-    else this.close();
+  private startDeadline(ms = this.owner.timeouts.timeoutMs, what = 'TCP connection'): void {
+    this.stopDeadline();
+    this.deadline = setTimeout(() => {
+      this.fail(this.dialError ?? this.own('ERR_KEDGE_CONNECT_TIMEOUT', `no ${what} within ${ms} ms`));
+    }, ms);
+    if (this.waiters.size === 0) this.deadline.unref();
   }
 
   private stopDeadline(): void {
@@ -142,10 +187,34 @@ export class Connection {
     this.deadline = undefined;
   }
 
-  private setState(state: ConnectionState): void {
-    if (state === this.state) return;
-    this.state = state;
-    if (debug.grpc.enabled) debug.grpc('%s: connection %s, %d calls', this.connector.name, state, this.calls);
-    this.events.changed(this);
+  private own(code: 'ERR_KEDGE_CONNECT' | 'ERR_KEDGE_CONNECT_TIMEOUT', reason: string): KedgeError {
+    const error = new KedgeError(code, 'connect', reason, { kedge: this.owner.connector.name });
+    debug.dial('%s', error.message);
+    this.owner.observer.failed(error);
+    return error;
   }
+
+  private fail(error: KedgeError): void {
+    this.failure = error;
+    this.close();
+    const waiters = [...this.waiters];
+    this.waiters.clear();
+    for (const waiter of waiters) waiter.failed(this, error);
+  }
+
+  private setState(state: ConnectionState): void {
+    this.state = state;
+    if (debug.grpc.enabled) debug.grpc('%s: connection %s, %d calls', this.owner.connector.name, state, this.calls);
+    this.owner.changed(this);
+  }
+}
+
+function targetsOf(addresses: readonly LookupAddress[], port: number): string[] {
+  const families = new Map<number, string[]>();
+  for (const { address, family } of addresses) {
+    const own = families.get(family) ?? [];
+    families.set(family, own);
+    own.push(family === 6 ? `[${address}]:${port}` : `${address}:${port}`);
+  }
+  return [...families].map(([family, own]) => `ipv${family}:${own.join(',')}`);
 }

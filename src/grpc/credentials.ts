@@ -5,18 +5,32 @@ import type { Connector } from '../kedge/connector.ts';
 
 type SecureConnector = ReturnType<ChannelCredentials['_createSecureConnector']>;
 
+/** How the dials of a {@link KedgeCredentials} go. */
+export interface DialEvents {
+  /** TCP, and TLS where the kedge has it, are there; HTTP/2 comes next. */
+  secured(socket: Socket): void;
+  /** grpc-js keeps no more than the text of an error. */
+  failed(error: KedgeError): void;
+}
+
 /**
  * Lets grpc-js open TCP and our connector do TLS, so that both wires show the same certificate, verify the same name and
- * call a failure the same. `onFailure` hears of it, because grpc-js keeps no more than its text.
+ * call a failure the same.
  */
 export class KedgeCredentials extends ChannelCredentials {
   private readonly connector: Connector;
-  private readonly onFailure: (error: KedgeError) => void;
+  private readonly events: DialEvents;
+  private closed = false;
 
-  constructor(connector: Connector, onFailure: (error: KedgeError) => void) {
+  constructor(connector: Connector, events: DialEvents) {
     super();
     this.connector = connector;
-    this.onFailure = onFailure;
+    this.events = events;
+  }
+
+  /** A TCP connection that grpc-js still gets is of no use to anybody, and sees no certificate. */
+  close(): void {
+    this.closed = true;
   }
 
   override _isSecure(): boolean {
@@ -32,30 +46,41 @@ export class KedgeCredentials extends ChannelCredentials {
     _options: unknown,
     callCredentials?: CallCredentials,
   ): SecureConnector {
-    const { connector, onFailure } = this;
     return {
       connect: (socket: Socket) =>
         new Promise((resolve, reject) => {
-          if (!connector.isSecure) {
+          if (this.closed) reject(new Error('nobody waits for this connection'));
+          else if (this.connector.isSecure) this.secure(socket, resolve, reject);
+          else {
+            this.events.secured(socket);
             resolve({ socket, secure: false });
-            return;
           }
-          connector.secure(socket, ['h2'], (error, secured) => {
-            if (error !== null) {
-              onFailure(error);
-              reject(error);
-              return;
-            }
-            secured!.once('error', () => {
-              if (connector.refusal !== undefined) onFailure(connector.refusal);
-            });
-            resolve({ socket: secured!, secure: true });
-          });
         }),
       waitForReady: () => Promise.resolve(),
       getCallCredentials: () => callCredentials ?? NO_CALL_CREDENTIALS,
       destroy: () => {},
     };
+  }
+
+  private secure(
+    tcp: Socket,
+    resolve: (result: Awaited<ReturnType<SecureConnector['connect']>>) => void,
+    reject: (error: Error) => void,
+  ): void {
+    const { connector, events } = this;
+    connector.secure(tcp, ['h2'], (error, socket) => {
+      if (error !== null) {
+        events.failed(error);
+        reject(error);
+        return;
+      }
+      // With TLS 1.3 the kedge's verdict on our certificate comes after the handshake.
+      socket!.once('error', () => {
+        if (connector.refusal !== undefined) events.failed(connector.refusal);
+      });
+      events.secured(socket!);
+      resolve({ socket: socket!, secure: true });
+    });
   }
 }
 

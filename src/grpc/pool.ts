@@ -1,7 +1,9 @@
 import type { ChannelOptions } from '@grpc/grpc-js';
-import type { Generation, WirePool } from '../kedge/generation.ts';
+import type { KedgeError } from '../errors.ts';
+import type { WirePool } from '../kedge/generation.ts';
+import type { Kedge } from '../kedge/kedge.ts';
 import type { ResolvedOptions } from '../options.ts';
-import { Connection, type ConnectionState } from './connection.ts';
+import { Connection, type ConnectionOwner, type ConnectionState } from './connection.ts';
 
 /** Options of a client that connections may be shared by when they are equal. */
 export interface SharedOptions {
@@ -9,45 +11,67 @@ export interface SharedOptions {
   readonly options: ChannelOptions;
 }
 
+/** What a pool's connections amount to; `failed`: none, and nothing is dialled for a moment. */
+export type PoolState = Exclude<ConnectionState, 'lost'> | 'idle' | 'failed';
+
 /** How long a connection beyond the first may have no calls before it is closed, in ms. */
 const IDLE_MS = 30_000;
-const STATES: readonly ConnectionState[] = ['ready', 'connecting', 'failed', 'idle'];
+/** How long after a failed dial calls fail with its error rather than dial again, in ms: callers may retry at once. */
+const COOL_MS = 250;
+const STATES = ['ready', 'connecting'] as const;
 
 /**
  * The gRPC connections of one generation: shared by every service behind the kedge whose clients use equal channel
  * options. Each call goes to the least loaded one; another opens only when all are full.
  */
 export class GrpcPool implements WirePool {
-  private readonly generation: Generation;
-  private readonly options: ResolvedOptions;
+  private readonly kedge: Kedge;
+  private readonly limits: ResolvedOptions['grpc'];
+  private readonly owner: ConnectionOwner;
   private readonly groups = new Map<string, Connection[]>();
   private readonly idleTimers = new Map<Connection, NodeJS.Timeout>();
   private readonly listeners = new Set<() => void>();
   private readonly kill = new Set<(error: Error) => void>();
+  private cooling: { readonly error: KedgeError; readonly timer: NodeJS.Timeout } | undefined;
   private calls = 0;
   private drained: (() => void) | undefined;
   private closing = false;
 
-  constructor(generation: Generation, options: ResolvedOptions) {
-    this.generation = generation;
-    this.options = options;
+  constructor(kedge: Kedge, { grpc, connect }: ResolvedOptions) {
+    this.kedge = kedge;
+    this.limits = grpc;
+    this.owner = {
+      connector: kedge.generation.connector,
+      observer: kedge,
+      timeouts: connect,
+      changed: (connection) => this.changed(connection),
+    };
   }
 
   get inFlight(): number {
     return this.calls;
   }
 
-  /** Reserves room for a call; `release()` gives it back. `onKill` ends the call when the pool is destroyed. */
-  acquire(shared: SharedOptions, onKill: (error: Error) => void): Connection {
+  /** Whether it takes no new calls: the kedge has another generation, or is itself given up. */
+  get closed(): boolean {
+    return this.closing;
+  }
+
+  /**
+   * Reserves room for a call; `release()` gives it back. `onKill` ends the call when the pool is destroyed. Returns the
+   * error of a dial that failed just now instead of dialling again.
+   */
+  acquire(shared: SharedOptions, onKill: (error: Error) => void): Connection | KedgeError {
     const connection = this.choose(shared);
+    if (!(connection instanceof Connection)) {
+      // Should this call be the breaker's probe, it has its answer.
+      if (!this.kedge.breaker.isClosed) this.kedge.breaker.failed();
+      return connection;
+    }
     connection.calls += 1;
     this.calls += 1;
     this.kill.add(onKill);
-    const timer = this.idleTimers.get(connection);
-    if (timer !== undefined) {
-      clearTimeout(timer);
-      this.idleTimers.delete(connection);
-    }
+    if (this.idleTimers.size > 0) this.stopIdleTimer(connection);
     return connection;
   }
 
@@ -59,16 +83,16 @@ export class GrpcPool implements WirePool {
     if (this.calls === 0) this.drained?.();
   }
 
-  /** The best state among the group's connections, and what changes it. */
-  state(shared: SharedOptions, connect: boolean): ConnectionState {
+  /** The best state among the group's connections. */
+  state(shared: SharedOptions, connect: boolean): PoolState {
     if (this.closing) return 'closed';
-    const group = this.groups.get(shared.key) ?? [];
-    if (connect && !group.some(({ state }) => state === 'ready' || state === 'connecting'))
-      this.choose(shared).connect();
-    const states = new Set((this.groups.get(shared.key) ?? []).map(({ state }) => state));
-    return STATES.find((state) => states.has(state)) ?? 'idle';
+    const state = this.best(shared);
+    if (!connect || state === 'ready' || state === 'connecting') return state;
+    this.choose(shared);
+    return this.best(shared);
   }
 
+  /** Hears of every change of {@link state}. */
   onChange(listener: () => void): () => void {
     this.listeners.add(listener);
     return () => this.listeners.delete(listener);
@@ -93,47 +117,72 @@ export class GrpcPool implements WirePool {
     this.notify();
   }
 
-  private choose(shared: SharedOptions): Connection {
-    const group = this.group(shared.key);
-    const { maxConnections, maxStreamsPerConnection } = this.options.grpc;
-    let best: Connection | undefined;
-    for (const connection of group) {
-      if (connection.state === 'closed') continue;
-      if (best === undefined || rank(connection, maxStreamsPerConnection) < rank(best, maxStreamsPerConnection))
-        best = connection;
-    }
-    if (best !== undefined && (best.calls < maxStreamsPerConnection || group.length >= maxConnections)) return best;
-    return this.open(shared, group);
+  private best(shared: SharedOptions): PoolState {
+    const group = this.groups.get(shared.key) ?? [];
+    const none = this.cooling === undefined ? 'idle' : 'failed';
+    return STATES.find((state) => group.some((connection) => connection.state === state)) ?? none;
   }
 
-  private open(shared: SharedOptions, group: Connection[]): Connection {
-    const { timeoutMs, handshakeTimeoutMs } = this.options.connect;
-    const connection = new Connection(this.generation.connector, shared.options, timeoutMs + handshakeTimeoutMs, {
-      changed: () => {
-        // A failed connection that nobody waits for would dial on in the background; the next call opens a new one.
-        if (connection.state === 'failed' && connection.calls === 0) connection.close();
-        if (connection.state === 'closed') this.remove(group, connection);
-        this.notify();
-      },
-    });
-    group.push(connection);
-    return connection;
+  private choose(shared: SharedOptions): Connection | KedgeError {
+    const group = this.group(shared.key);
+    const { maxConnections, maxStreamsPerConnection } = this.limits;
+    let best: Connection | undefined;
+    let bestRank = Number.POSITIVE_INFINITY;
+    let open = 0;
+    for (const connection of group) {
+      if (connection.state === 'lost') continue;
+      open += 1;
+      const rank = rankOf(connection, maxStreamsPerConnection);
+      if (rank >= bestRank) continue;
+      best = connection;
+      bestRank = rank;
+    }
+    if (best !== undefined && (best.calls < maxStreamsPerConnection || open >= maxConnections)) return best;
+    if (this.cooling !== undefined) return best ?? this.cooling.error;
+    const opened = new Connection(this.owner, shared.options);
+    group.push(opened);
+    return opened;
+  }
+
+  private changed(connection: Connection): void {
+    if (connection.state === 'closed') {
+      for (const group of this.groups.values()) {
+        const index = group.indexOf(connection);
+        if (index !== -1) group.splice(index, 1);
+      }
+      this.stopIdleTimer(connection);
+      if (connection.failure !== undefined) this.cool(connection.failure);
+    }
+    this.notify();
+  }
+
+  private cool(error: KedgeError): void {
+    if (this.closing) return;
+    clearTimeout(this.cooling?.timer);
+    const timer = setTimeout(() => {
+      this.cooling = undefined;
+      this.notify();
+    }, COOL_MS).unref();
+    this.cooling = { error, timer };
   }
 
   private unused(shared: SharedOptions, connection: Connection): void {
     const group = this.group(shared.key);
-    if (connection.state === 'failed' || connection.state === 'closed') {
+    if (connection.state === 'lost') {
       connection.close();
-      this.remove(group, connection);
       return;
     }
-    if (group.length > 1 && !this.closing) {
-      const timer = setTimeout(() => {
-        this.idleTimers.delete(connection);
-        if (group.length > 1) connection.close();
-      }, IDLE_MS).unref();
-      this.idleTimers.set(connection, timer);
-    }
+    if (connection.state === 'closed' || this.closing || group.length < 2) return;
+    const timer = setTimeout(() => {
+      this.idleTimers.delete(connection);
+      if (group.length > 1) connection.close();
+    }, IDLE_MS).unref();
+    this.idleTimers.set(connection, timer);
+  }
+
+  private stopIdleTimer(connection: Connection): void {
+    clearTimeout(this.idleTimers.get(connection));
+    this.idleTimers.delete(connection);
   }
 
   private group(key: string): Connection[] {
@@ -145,14 +194,9 @@ export class GrpcPool implements WirePool {
     return group;
   }
 
-  private remove(group: Connection[], connection: Connection): void {
-    const index = group.indexOf(connection);
-    if (index !== -1) group.splice(index, 1);
-  }
-
   private closeAll(): void {
-    for (const timer of this.idleTimers.values()) clearTimeout(timer);
-    this.idleTimers.clear();
+    clearTimeout(this.cooling?.timer);
+    this.cooling = undefined;
     for (const connection of [...this.groups.values()].flat()) connection.close();
   }
 
@@ -161,15 +205,16 @@ export class GrpcPool implements WirePool {
   }
 }
 
-/** Room first, then a connection that is there, then the least loaded. */
-function rank({ calls, state }: Connection, maxStreams: number): number {
+/** Room first, then a connection that is there or about to be, then the least loaded. */
+function rankOf({ calls, state }: Connection, maxStreams: number): number {
   const full = calls >= maxStreams ? 2 ** 40 : 0;
-  const absent = state === 'ready' ? 0 : state === 'failed' ? 2 ** 31 : 2 ** 30;
+  const absent = state === 'ready' ? 0 : 2 ** 30;
   return full + absent + calls;
 }
 
-/** The pool of a generation, opened when its first call comes. */
-export function grpcPool(generation: Generation, options: ResolvedOptions): GrpcPool {
-  generation.grpc ??= new GrpcPool(generation, options);
+/** The pool of a kedge's generation, opened when its first call comes. */
+export function grpcPool(kedge: Kedge, options: ResolvedOptions): GrpcPool {
+  const { generation } = kedge;
+  generation.grpc ??= new GrpcPool(kedge, options);
   return generation.grpc as GrpcPool;
 }

@@ -14,9 +14,22 @@ const CODES: Partial<Record<KedgeErrorCode, status>> = {
 };
 
 /** The end of a call that failed before or outside the backend. */
-export function statusOf(error: unknown, target: string): KedgeStatus {
+export function statusOf(error: unknown, target: string, code?: status): KedgeStatus {
   const cause = isKedgeError(error)
     ? error.for(target)
     : new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', 'the call failed', { target, cause: error });
-  return { code: CODES[cause.code] ?? status.UNAVAILABLE, details: cause.message, metadata: new Metadata(), cause };
+  const own = code ?? CODES[cause.code] ?? status.UNAVAILABLE;
+  return { code: own, details: cause.message, metadata: new Metadata(), cause };
+}
+
+/** grpc-js's own words for a call whose connection failed; it has no code for them. */
+const LOST =
+  /^(?:No connection established|Name resolution failed|Connection dropped|Failed to connect|Channel closed before)/;
+
+/** What grpc-js received, with its cause where that is a lost connection. */
+export function lostStatus(received: StatusObject, target: string, kedge: string | undefined): StatusObject {
+  if (received.code !== status.UNAVAILABLE || !LOST.test(received.details)) return received;
+  const cause = new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', received.details, { target, kedge });
+  const lost: KedgeStatus = { ...received, details: cause.message, cause };
+  return lost;
 }

@@ -1,3 +1,4 @@
+import type { LookupAddress } from 'node:dns';
 import net from 'node:net';
 import tls from 'node:tls';
 import { debug } from '../debug.ts';
@@ -52,6 +53,10 @@ export class Connector {
 
   get name(): string {
     return this.address.name;
+  }
+
+  get port(): number {
+    return this.address.port;
   }
 
   get isSecure(): boolean {
@@ -119,6 +124,33 @@ export class Connector {
       callback(failed, null);
     });
     socket.once('connect', done.ready);
+  }
+
+  /** The addresses to dial, for whoever opens TCP connections to this kedge by other means. */
+  resolve(callback: (error: KedgeError | null, addresses: readonly LookupAddress[]) => void): void {
+    const { hostname } = this.address;
+    const { lookup } = this.addresses;
+    if (lookup === undefined) {
+      setImmediate(callback, null, [{ address: hostname, family: net.isIP(hostname) }]);
+      return;
+    }
+    lookup(hostname, { all: true }, (error, addresses) => {
+      if (error === null) callback(null, addresses as LookupAddress[]);
+      else callback(this.connectError(error), []);
+    });
+  }
+
+  /** A socket of ours that grpc-js opened. */
+  adopt(tcp: net.Socket): void {
+    this.track(tcp);
+  }
+
+  /** What a TCP connection that failed is called; the breaker hears of it. */
+  connectError(error: Error | undefined): KedgeError {
+    const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
+    if (syscall === 'getaddrinfo')
+      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.address.hostname}${because(error)}`, error);
+    return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
   }
 
   /** TLS over a TCP connection that somebody else opened. */
@@ -192,13 +224,6 @@ export class Connector {
     if (!REFUSED_CLIENT_CERTIFICATE.test(codeOf(error))) return;
     this.lastRefusal = this.tlsError(error);
     this.refusalEnds = performance.now() + REFUSAL_MEMORY_MS;
-  }
-
-  private connectError(error: Error | undefined): KedgeError {
-    const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
-    if (syscall === 'getaddrinfo')
-      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.address.hostname}${because(error)}`, error);
-    return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
   }
 
   private tlsError(error: Error | undefined): KedgeError {

@@ -1,0 +1,180 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as grpc from '@grpc/grpc-js';
+import { grpcDialer } from '../../src/grpc/index.ts';
+import { type Identity, pem, single } from '../../src/index.ts';
+import { startBlackHole, startGate } from '../helpers/black-hole.ts';
+import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
+import { startKedge } from '../helpers/kedge.ts';
+
+const ADDRESS = 'greeter.us1:9090';
+const DEAD = 'https://127.0.0.1:1';
+const EchoClient = echoClient();
+const patient = () => new grpc.Metadata({ waitForReady: true });
+const ready = (client: grpc.Client, ms: number) =>
+  new Promise<void>((resolve, reject) =>
+    client.waitForReady(Date.now() + ms, (error) => (error === undefined ? resolve() : reject(error))),
+  );
+
+describe('a route with a dead kedge and a good one', () => {
+  it('serves calls that wait for readiness, and readiness itself', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = () => kedge.dialer({ mapper: single(kedge.route({ kedge: [DEAD, kedge.url] })) });
+    const calling = new (grpcDialer(dialer()).wrap(EchoClient))(ADDRESS);
+    assert.equal((await unary(calling, 'x', patient(), { deadline: Date.now() + 3000 })).text, 'x');
+    const waiting = new (grpcDialer(dialer()).wrap(EchoClient))(ADDRESS);
+    await ready(waiting, 3000);
+    assert.equal(waiting.getChannel().getConnectivityState(false), grpc.connectivityState.READY);
+  });
+
+  it('waits once for a kedge that is silent after TLS, then avoids it', async (t) => {
+    const [kedge, mute] = await Promise.all([startGrpcKedge(t), startKedge(t, { onH2: () => {} })]);
+    const dialer = kedge.dialer({
+      mapper: single(kedge.route({ kedge: [mute.url, kedge.url] })),
+      connect: { timeoutMs: 150, handshakeTimeoutMs: 150 },
+    });
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    await Promise.all(Array.from({ length: 20 }, () => unary(client, 'x')));
+    await Promise.all(Array.from({ length: 20 }, () => unary(client, 'x')));
+    assert.equal(mute.handshakes, 1);
+    const breaker = () => dialer.stats().kedges.find(({ kedge: name }) => name.endsWith(`:${mute.port}`))!.breaker;
+    for (let i = 0; i < 50 && breaker() !== 'open'; i += 1) await sleep(20);
+    assert.equal(breaker(), 'open');
+  });
+});
+
+describe('a route whose first kedge is slow', () => {
+  it('asks the next one after a head start, and goes back when the first is there', async (t) => {
+    const [first, second] = await Promise.all([startGrpcKedge(t), startGrpcKedge(t)]);
+    const gate = await startGate(t, first.port);
+    const dialer = first.dialer({ mapper: single(first.route({ kedge: [gate.url, second.url] })) });
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const began = performance.now();
+    await Promise.all(Array.from({ length: 10 }, () => unary(client, 'x')));
+    assert.ok(performance.now() - began < 4000, 'no call waited for the deadline of the dial');
+    assert.equal(second.calls.length, 10);
+    // Known to be slow: nobody else waits for it.
+    const later = performance.now();
+    await unary(client, 'y');
+    assert.ok(performance.now() - later < 200);
+    gate.open();
+    for (let i = 0; i < 100 && first.calls.length === 0; i += 1) await unary(client, 'z').then(() => sleep(10));
+    assert.ok(first.calls.length > 0, 'new calls fail back');
+  });
+
+  it('leaves no socket behind when a black hole is given up', { skip: process.platform !== 'linux' }, async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const hole = await startBlackHole(t);
+    const dialer = kedge.dialer({
+      mapper: single(kedge.route({ kedge: [hole.url, kedge.url] })),
+      connect: { timeoutMs: 300, handshakeTimeoutMs: 100 },
+    });
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    assert.equal((await unary(client, 'x')).text, 'x');
+    const stats = () => dialer.stats().kedges.find(({ kedge: name }) => name === hole.name)!;
+    assert.equal(stats().connections, 1);
+    for (let i = 0; i < 100 && stats().breaker !== 'open'; i += 1) await sleep(20);
+    assert.equal(stats().breaker, 'open');
+    for (let i = 0; i < 50 && stats().connections > 0; i += 1) await sleep(10);
+    assert.equal(stats().connections, 0);
+  });
+});
+
+describe('a route with one kedge', () => {
+  it('that comes up while a call waits for it serves that call', async (t) => {
+    const first = await startGrpcKedge(t);
+    const { port } = first;
+    await first.close();
+    const dialer = first.dialer();
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const waiting = unary(client, 'x', patient(), { deadline: Date.now() + 5000 });
+    const becomesReady = ready(client, 5000);
+    await sleep(400);
+    // One that does not wait is told at once, though another is still waiting.
+    await assert.rejects(unary(client, 'y', undefined, { deadline: Date.now() + 5000 }), {
+      code: grpc.status.UNAVAILABLE,
+    });
+    const second = await startGrpcKedge(t, { at: { host: '127.0.0.1', port } });
+    await Promise.all([waiting, becomesReady]);
+    assert.equal(second.calls.length, 1);
+  });
+
+  it('that refuses the client certificate is not stormed, and no socket is left', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = kedge.dialer({
+      identity: undefined,
+      mapper: single(kedge.route({ peer: { dangerouslySkipVerification: true } })),
+      onWarning: () => {},
+    });
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const end = Date.now() + 600;
+    let calls = 0;
+    const impatient = async () => {
+      while (Date.now() < end) {
+        calls += 1;
+        await assert.rejects(unary(client, 'x'), (error: grpc.ServiceError) => {
+          assert.equal((error.cause as { code?: string }).code, 'ERR_KEDGE_CLIENT_CERTIFICATE');
+          return true;
+        });
+        await sleep(1);
+      }
+    };
+    await Promise.all(Array.from({ length: 20 }, impatient));
+    const [stats] = dialer.stats().kedges;
+    assert.ok(calls > 500, `${calls} calls`);
+    assert.ok(stats!.failures <= 5, `${stats!.failures} dials`);
+    for (let i = 0; i < 50 && dialer.stats().kedges[0]!.connections > 0; i += 1) await sleep(20);
+    assert.equal(dialer.stats().kedges[0]!.connections, 0);
+  });
+
+  it('is still watched after a rotation', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const listeners = new Set<() => void>();
+    const { current } = pem({ cert: kedge.client.cert, key: kedge.client.key, ca: kedge.ca.cert });
+    const identity: Identity = {
+      current,
+      subscribe: (listener) => {
+        listeners.add(listener);
+        return () => listeners.delete(listener);
+      },
+    };
+    const client = new (grpcDialer(kedge.dialer({ identity })).wrap(EchoClient))(ADDRESS);
+    const channel = client.getChannel();
+    const { IDLE, READY } = grpc.connectivityState;
+    const changed = (from: grpc.connectivityState) =>
+      new Promise<void>((resolve, reject) =>
+        channel.watchConnectivityState(from, Date.now() + 3000, (error) => (error ? reject(error) : resolve())),
+      );
+    assert.equal(channel.getConnectivityState(false), IDLE);
+    const leavesIdle = changed(IDLE);
+    for (const rotate of listeners) rotate();
+    await unary(client, 'x');
+    await leavesIdle;
+    assert.equal(channel.getConnectivityState(false), READY);
+    const leavesReady = changed(READY);
+    for (const rotate of listeners) rotate();
+    await leavesReady;
+    assert.equal(channel.getConnectivityState(false), IDLE);
+  });
+
+  it('may be given up for another while both are watched', async (t) => {
+    const [one, two] = await Promise.all([startGrpcKedge(t), startGrpcKedge(t)]);
+    const routes = { one: single(one.route()), two: single(two.route()) };
+    const dialer = one.dialer({
+      mapper: (target) => (target.hostname.startsWith('one') ? routes.one : routes.two)(target),
+      maxKedges: 1,
+    });
+    const { wrap } = grpcDialer(dialer);
+    const clients = [new (wrap(EchoClient))('one.us1:1'), new (wrap(EchoClient))('two.us1:1')];
+    let woken = 0;
+    for (const client of clients) {
+      client.getChannel().watchConnectivityState(grpc.connectivityState.IDLE, Date.now() + 200, () => {
+        woken += 1;
+      });
+    }
+    for (const client of [...clients, ...clients]) assert.equal((await unary(client, 'x')).text, 'x');
+    await sleep(250);
+    assert.equal(woken, 2);
+  });
+});
