@@ -1,9 +1,11 @@
 import type { LookupAddress } from 'node:dns';
+import type { ClientHttp2Session, Settings } from 'node:http2';
 import type { Socket } from 'node:net';
 import { Channel, type ChannelOptions, connectivityState, type Deadline, type experimental } from '@grpc/grpc-js';
 import { debug } from '../debug.ts';
 import { KedgeError } from '../errors.ts';
 import type { Connector, DialObserver, DialTimeouts } from '../kedge/connector.ts';
+import { watchStreams } from '../kedge/streams.ts';
 import { KedgeCredentials } from './credentials.ts';
 import { followSockets } from './dialling.ts';
 
@@ -22,6 +24,8 @@ export interface ConnectionOwner {
   /** Hears of what the connector cannot know. */
   readonly observer: DialObserver;
   readonly timeouts: DialTimeouts;
+  /** The kedge's own limit of streams on a connection (RFC 9113 §6.5.2), which grpc-js keeps to itself. */
+  streamLimit(limit: number): void;
   changed(connection: Connection): void;
 }
 
@@ -50,6 +54,7 @@ export class Connection {
   private dialError: KedgeError | undefined;
   /** TCP connections that are being made, and then the one that waits for SETTINGS. */
   private readonly dialling = new Set<Socket>();
+  private session: ClientHttp2Session | undefined;
   private stopFollowing: (() => void) | undefined;
 
   constructor(owner: ConnectionOwner, options: ChannelOptions) {
@@ -107,6 +112,7 @@ export class Connection {
       secured: (socket) => {
         this.dialling.clear();
         this.dialling.add(socket);
+        watchStreams(socket, (_stream, session) => this.learnLimit(session));
         this.startDeadline(owner.timeouts.handshakeTimeoutMs, 'HTTP/2 SETTINGS');
         if (!owner.connector.isSecure) owner.observer.dialled(socket);
       },
@@ -119,6 +125,14 @@ export class Connection {
     this.channel = channel;
     this.watch(channel);
     this.follow(() => channel.getConnectivityState(true));
+  }
+
+  private learnLimit(session: ClientHttp2Session): void {
+    if (this.session === session) return;
+    this.session = session;
+    const learn = ({ maxConcurrentStreams }: Settings) => this.owner.streamLimit(maxConcurrentStreams!);
+    learn(session.remoteSettings);
+    session.on('remoteSettings', learn);
   }
 
   private follow(dial: () => void): void {

@@ -33,6 +33,8 @@ export class GrpcPool implements WirePool {
   private readonly listeners = new Set<() => void>();
   private readonly kill = new Set<(error: Error) => void>();
   private cooling: { readonly error: KedgeError; readonly timer: NodeJS.Timeout } | undefined;
+  /** Calls on one connection: ours to say, unless the kedge says fewer. */
+  private maxStreams: number;
   private calls = 0;
   private drained: (() => void) | undefined;
   private closing = false;
@@ -40,10 +42,14 @@ export class GrpcPool implements WirePool {
   constructor(kedge: Kedge, { grpc, connect }: ResolvedOptions) {
     this.kedge = kedge;
     this.limits = grpc;
+    this.maxStreams = grpc.maxStreamsPerConnection;
     this.owner = {
       connector: kedge.generation.connector,
       observer: kedge,
       timeouts: connect,
+      streamLimit: (limit) => {
+        this.maxStreams = Math.max(1, Math.min(limit, grpc.maxStreamsPerConnection));
+      },
       changed: (connection) => this.changed(connection),
     };
   }
@@ -125,19 +131,19 @@ export class GrpcPool implements WirePool {
 
   private choose(shared: SharedOptions): Connection | KedgeError {
     const group = this.group(shared.key);
-    const { maxConnections, maxStreamsPerConnection } = this.limits;
+    const { maxStreams } = this;
     let best: Connection | undefined;
     let bestRank = Number.POSITIVE_INFINITY;
     let open = 0;
     for (const connection of group) {
       if (connection.state === 'lost') continue;
       open += 1;
-      const rank = rankOf(connection, maxStreamsPerConnection);
+      const rank = rankOf(connection, maxStreams);
       if (rank >= bestRank) continue;
       best = connection;
       bestRank = rank;
     }
-    if (best !== undefined && (best.calls < maxStreamsPerConnection || open >= maxConnections)) return best;
+    if (best !== undefined && (best.calls < maxStreams || open >= this.limits.maxConnections)) return best;
     if (this.cooling !== undefined) return best ?? this.cooling.error;
     const opened = new Connection(this.owner, shared.options);
     group.push(opened);

@@ -1,29 +1,19 @@
-import { subscribe } from 'node:diagnostics_channel';
 import { type ClientHttp2Stream, constants } from 'node:http2';
 import type { Socket } from 'node:net';
+import { watchStreams } from '../kedge/streams.ts';
 
-/** On sockets whose HTTP/2 streams {@link closeAsCancelled} looks after; `session.socket` is a Proxy, so identity does not tell. */
-const OURS = Symbol('kedge-dialer.socket');
-
-type Marked = { [OURS]?: true };
 type Close = ClientHttp2Stream['close'];
-
-let subscribed = false;
 
 /**
  * undici ends an aborted HTTP/2 request with `stream.close()` and then destroys the stream. Without a code Node waits for
  * the rest of the body before it resets the stream (nodejs/node `closeStream()` in lib/internal/http2/core.js); where the
  * kedge's window holds that rest back, the reset is never sent, and the next WINDOW_UPDATE makes nghttp2 ask a destroyed
  * stream for its data, for ever: the process hangs. With CANCEL (RFC 9113 §7), which is what an abort means, the reset
- * goes out at once. Node's own diagnostics channel is the one public way to these streams.
+ * goes out at once.
  */
 export function closeAsCancelled(socket: Socket): void {
-  (socket as Marked)[OURS] = true;
-  if (subscribed) return;
-  subscribed = true;
-  subscribe('http2.client.stream.created', (message) => {
-    const { stream } = message as { stream: ClientHttp2Stream };
-    if ((stream.session?.socket as Marked | undefined)?.[OURS]) stream.close = close;
+  watchStreams(socket, (stream) => {
+    stream.close = close;
   });
 }
 

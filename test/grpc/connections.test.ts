@@ -82,6 +82,19 @@ describe('a route whose first kedge is slow', () => {
 });
 
 describe('a route with one kedge', () => {
+  it('that takes two streams on a connection gets another connection for the third', async (t) => {
+    const slow: grpc.handleUnaryCall<{ text: string }, { text: string; authority: string }> = (call, done) => {
+      setTimeout(() => done(null, { text: call.request.text, authority: '' }), 300);
+    };
+    const kedge = await startGrpcKedge(t, { unary: slow, server: { 'grpc.max_concurrent_streams': 2 } });
+    const client = new (grpcDialer(kedge.dialer()).wrap(EchoClient))(ADDRESS);
+    await unary(client, 'learns the limit');
+    const began = performance.now();
+    await Promise.all(Array.from({ length: 6 }, () => unary(client, 'x')));
+    assert.equal(kedge.handshakes, 3);
+    assert.ok(performance.now() - began < 850, 'no call waited for two others');
+  });
+
   it('that comes up while a call waits for it serves that call', async (t) => {
     const first = await startGrpcKedge(t);
     const { port } = first;

@@ -1,0 +1,35 @@
+import { subscribe } from 'node:diagnostics_channel';
+import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
+import type { Socket } from 'node:net';
+
+/** Sees each new HTTP/2 stream of a connection. */
+export type OnStream = (stream: ClientHttp2Stream, session: ClientHttp2Session) => void;
+
+/** On our sockets; `session.socket` is a Proxy, so identity does not tell. */
+const ON_STREAM = Symbol('kedge-dialer.onStream');
+
+type Marked = { [ON_STREAM]?: OnStream };
+
+const sessions = new WeakMap<ClientHttp2Session, OnStream | null>();
+let subscribed = false;
+
+/**
+ * Shows the streams that a client library opens on a connection of ours: Node's own diagnostics channel is the one public
+ * way to them (Node.js documentation, diagnostics_channel, "HTTP/2").
+ */
+export function watchStreams(socket: Socket, onStream: OnStream): void {
+  (socket as Marked)[ON_STREAM] = onStream;
+  if (subscribed) return;
+  subscribed = true;
+  subscribe('http2.client.stream.created', (message) => {
+    const { stream } = message as { stream: ClientHttp2Stream };
+    const session = stream.session as ClientHttp2Session | undefined;
+    if (session === undefined) return;
+    let seen = sessions.get(session);
+    if (seen === undefined) {
+      seen = (session.socket as Marked | undefined)?.[ON_STREAM] ?? null;
+      sessions.set(session, seen);
+    }
+    seen?.(stream, session);
+  });
+}
