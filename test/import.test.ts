@@ -2,7 +2,9 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 
-const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts'].map((path) => new URL(path, import.meta.url).href);
+const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connect/index.ts'].map(
+  (path) => new URL(path, import.meta.url).href,
+);
 
 /** Runs a module in a process of this Node, where nothing has loaded undici. */
 function run(code: string, env: Record<string, string> = {}): unknown {

@@ -1,7 +1,8 @@
 import { CallCredentials, Metadata, status } from '@grpc/grpc-js';
 import type { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
-import { type CallTokens, checkMetadata, setTokens } from './metadata.ts';
+import type { CallTokens } from '../kedge/call-headers.ts';
+import { checkMetadata, setTokens } from './metadata.ts';
 
 type CallMetadataOptions = Parameters<CallCredentials['generateMetadata']>[0];
 

@@ -3,11 +3,12 @@ import { type CallCredentials, type experimental, Metadata, type StatusObject, s
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
+import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
 import { ComposedCredentials } from './call-credentials.ts';
 import type { Connection, Waiter } from './connection.ts';
 import { type CallBounds, Hold } from './hold.ts';
-import { type CallTokens, checkMetadata, ownBytes, setTokens } from './metadata.ts';
+import { checkMetadata, setTokens } from './metadata.ts';
 import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
 import { lostStatus, statusOf } from './status.ts';
 

@@ -22,6 +22,7 @@ export class Generation {
   /** Opened by the first call of a wire. */
   http: WirePool | undefined;
   grpc: WirePool | undefined;
+  connect: WirePool | undefined;
 
   constructor(id: number, identity: IdentitySnapshot | undefined, connector: Connector) {
     this.id = id;
@@ -30,21 +31,24 @@ export class Generation {
   }
 
   get inFlight(): number {
-    return (this.http?.inFlight ?? 0) + (this.grpc?.inFlight ?? 0);
+    return this.pools().reduce((sum, { inFlight }) => sum + inFlight, 0);
   }
 
   /** Lets the calls finish; what is left after `deadlineMs` is destroyed with `late`. */
   async drain(deadlineMs: number, late: Error): Promise<void> {
     const timer = setTimeout(() => this.destroy(late), deadlineMs);
-    await Promise.all([this.http?.close(), this.grpc?.close()]);
+    await Promise.all(this.pools().map((pool) => pool.close()));
     clearTimeout(timer);
     // What is left belongs to no call: an upgraded connection, or one that was still being dialled.
     this.connector.destroy();
   }
 
   destroy(error: Error): void {
-    this.http?.destroy(error);
-    this.grpc?.destroy(error);
+    for (const pool of this.pools()) pool.destroy(error);
     this.connector.destroy(error);
+  }
+
+  private pools(): WirePool[] {
+    return [this.http, this.grpc, this.connect].filter((pool) => pool !== undefined);
   }
 }

@@ -1,10 +1,18 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { promisify } from 'node:util';
 import * as grpc from '@grpc/grpc-js';
 import { createClient } from 'nice-grpc';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { single, staticToken } from '../../src/index.ts';
 import { type Echo, echoClient, echoService, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
+import {
+  GreeterClient,
+  type GreeterServer,
+  GreeterService,
+  type GreetReply,
+  type GreetRequest,
+} from './generated/greeter.ts';
 
 const ADDRESS = 'greeter.us1:9090';
 
@@ -24,6 +32,57 @@ class GeneratedClient extends grpc.Client {
 }
 
 describe('clients of others', () => {
+  it('what ts-proto generates makes the four kinds of calls', async (t) => {
+    const kedge = await startGrpcKedge(t, {
+      addServices: (server) =>
+        server.addService(GreeterService, {
+          greet: (call, done) => done(null, { text: `hello ${call.request.name}` }),
+          greetMany: (call) => {
+            for (const letter of call.request.name) call.write({ text: letter });
+            call.end();
+          },
+          greetAll: (call, done) => {
+            let text = '';
+            call.on('data', ({ name }) => {
+              text += name;
+            });
+            call.on('end', () => done(null, { text }));
+          },
+          chat: (call) => {
+            call.on('data', ({ name }) => call.write({ text: name }));
+            call.on('end', () => call.end());
+          },
+        } satisfies GreeterServer),
+    });
+    const dialer = grpcDialer(kedge.dialer());
+    const collect = async (replies: AsyncIterable<GreetReply>) => {
+      let all = '';
+      for await (const { text } of replies) all += text;
+      return all;
+    };
+    const Wrapped = dialer.wrap(GreeterClient);
+    assert.equal(Wrapped.serviceName, 'test.greeter.Greeter');
+    const overridden = { channelOverride: dialer.channel(ADDRESS) };
+    for (const client of [
+      new Wrapped(ADDRESS),
+      new GreeterClient(ADDRESS, grpc.credentials.createInsecure(), overridden),
+    ]) {
+      const greet = promisify<GreetRequest, GreetReply>(client.greet.bind(client) as never);
+      assert.equal((await greet({ name: 'you' })).text, 'hello you');
+      assert.equal(await collect(client.greetMany({ name: 'abc' })), 'abc');
+      const { promise, resolve, reject } = Promise.withResolvers<GreetReply>();
+      const all = client.greetAll((error, reply) => (error === null ? resolve(reply) : reject(error)));
+      all.write({ name: 'x' });
+      all.end({ name: 'y' });
+      assert.equal((await promise).text, 'xy');
+      const chat = client.chat();
+      chat.write({ name: '1' });
+      chat.end({ name: '2' });
+      assert.equal(await collect(chat), '12');
+    }
+    assert.equal(kedge.handshakes, 1);
+  });
+
   it('a generated class keeps its statics, its name and its instanceof', async (t) => {
     const kedge = await startGrpcKedge(t);
     const Wrapped = grpcDialer(kedge.dialer()).wrap(GeneratedClient);

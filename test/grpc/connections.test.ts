@@ -3,10 +3,11 @@ import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { type Identity, pem, single } from '../../src/index.ts';
+import { single } from '../../src/index.ts';
 import { startBlackHole, startGate } from '../helpers/black-hole.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
+import { rotating } from '../helpers/rotating.ts';
 
 const ADDRESS = 'greeter.us1:9090';
 const DEAD = 'https://127.0.0.1:1';
@@ -143,15 +144,7 @@ describe('a route with one kedge', () => {
 
   it('is still watched after a rotation', async (t) => {
     const kedge = await startGrpcKedge(t);
-    const listeners = new Set<() => void>();
-    const { current } = pem({ cert: kedge.client.cert, key: kedge.client.key, ca: kedge.ca.cert });
-    const identity: Identity = {
-      current,
-      subscribe: (listener) => {
-        listeners.add(listener);
-        return () => listeners.delete(listener);
-      },
-    };
+    const identity = rotating(kedge);
     const client = new (grpcDialer(kedge.dialer({ identity })).wrap(EchoClient))(ADDRESS);
     const channel = client.getChannel();
     const { IDLE, READY } = grpc.connectivityState;
@@ -161,12 +154,12 @@ describe('a route with one kedge', () => {
       );
     assert.equal(channel.getConnectivityState(false), IDLE);
     const leavesIdle = changed(IDLE);
-    for (const rotate of listeners) rotate();
+    await identity.rotate();
     await unary(client, 'x');
     await leavesIdle;
     assert.equal(channel.getConnectivityState(false), READY);
     const leavesReady = changed(READY);
-    for (const rotate of listeners) rotate();
+    await identity.rotate();
     await leavesReady;
     assert.equal(channel.getConnectivityState(false), IDLE);
   });

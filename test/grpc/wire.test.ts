@@ -3,15 +3,7 @@ import { once } from 'node:events';
 import { describe, it } from 'node:test';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import {
-  createDialer,
-  type Identity,
-  isKedgeError,
-  pem,
-  single,
-  staticToken,
-  type TokenSource,
-} from '../../src/index.ts';
+import { createDialer, isKedgeError, pem, single, staticToken, type TokenSource } from '../../src/index.ts';
 import { type Echo, echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
@@ -384,53 +376,6 @@ describe('a gRPC call that cannot be made', () => {
 });
 
 describe('the life of gRPC connections', () => {
-  it('rotates under load without losing a call', async (t) => {
-    const kedge = await startGrpcKedge(t);
-    const certificates = await Promise.all(Array.from({ length: 5 }, () => kedge.ca.issue({ cn: 'pod' })));
-    let current = 0;
-    const listeners = new Set<() => void>();
-    const snapshots = certificates.map(({ cert, key }) => pem({ cert, key, ca: kedge.ca.cert }).current());
-    const identity: Identity = {
-      current: () => snapshots[current]!,
-      subscribe: (listener) => {
-        listeners.add(listener);
-        return () => listeners.delete(listener);
-      },
-    };
-    const slow: TokenSource = {
-      name: 'slow',
-      peek: () => undefined,
-      token: () => new Promise((resolve) => setTimeout(resolve, 5, 'token')),
-    };
-    const dialer = kedge.dialer({ identity, mapper: single(kedge.route({ proxyAuth: slow })) });
-    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
-    let running = true;
-    let calls = 0;
-    const load = Array.from({ length: 20 }, async () => {
-      while (running) {
-        await unary(client, 'x');
-        calls += 1;
-      }
-    });
-    for (current = 0; current < 4; ) {
-      await new Promise((resolve) => setTimeout(resolve, 100));
-      current += 1;
-      for (const listener of listeners) listener();
-    }
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    running = false;
-    await Promise.all(load);
-    assert.ok(calls > 100, `${calls} calls`);
-    const serials = kedge.connections.map(({ clientSerial }) => clientSerial);
-    assert.deepEqual(
-      serials,
-      certificates.map(({ serial }) => serial),
-    );
-    assert.ok(kedge.connections.every(({ resumed }) => !resumed));
-    await dialer.close();
-    assert.equal(listeners.size, 0);
-  });
-
   it('reports connectivity, and waits for it', async (t) => {
     const kedge = await startGrpcKedge(t);
     const dialer = kedge.dialer();

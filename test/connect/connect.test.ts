@@ -1,0 +1,218 @@
+import assert from 'node:assert/strict';
+import { describe, it, type TestContext } from 'node:test';
+import { create, createFileRegistry, type DescService, type MessageShape } from '@bufbuild/protobuf';
+import {
+  FileDescriptorProtoSchema,
+  FileDescriptorSetSchema,
+  file_google_protobuf_wrappers,
+  type StringValue,
+  type StringValueSchema,
+} from '@bufbuild/protobuf/wkt';
+import { Code, ConnectError, createClient, type HandlerContext, type Transport } from '@connectrpc/connect';
+import { connectNodeAdapter, createConnectTransport, createGrpcTransport } from '@connectrpc/connect-node';
+import { connectDialer } from '../../src/connect/index.ts';
+import { type Dialer, type DialerOptions, isKedgeError, single, staticToken } from '../../src/index.ts';
+import { startKedge, type TestKedge, type TestKedgeOptions } from '../helpers/kedge.ts';
+import { rotating } from '../helpers/rotating.ts';
+
+const BASE = 'http://greeter.us1:9090';
+const TEXT = '.google.protobuf.StringValue';
+
+/** What protobuf-es generates from a `.proto`, made here from the descriptor. */
+const Greeter = createFileRegistry(
+  create(FileDescriptorSetSchema, {
+    file: [
+      file_google_protobuf_wrappers.proto,
+      create(FileDescriptorProtoSchema, {
+        name: 'greeter.proto',
+        package: 'test',
+        syntax: 'proto3',
+        dependency: ['google/protobuf/wrappers.proto'],
+        service: [
+          {
+            name: 'Greeter',
+            method: [
+              { name: 'Unary', inputType: TEXT, outputType: TEXT },
+              { name: 'Down', inputType: TEXT, outputType: TEXT, serverStreaming: true },
+              { name: 'Up', inputType: TEXT, outputType: TEXT, clientStreaming: true },
+              { name: 'Both', inputType: TEXT, outputType: TEXT, clientStreaming: true, serverStreaming: true },
+            ],
+          },
+        ],
+      }),
+    ],
+  }),
+).getService('test.Greeter') as DescService;
+
+type Text = MessageShape<typeof StringValueSchema>;
+/** The four call kinds; the types of a descriptor made at run time know of none. */
+interface GreeterClient {
+  unary(request: { value: string }, options?: object): Promise<Text>;
+  down(request: { value: string }): AsyncIterable<Text>;
+  up(requests: AsyncIterable<{ value: string }>): Promise<Text>;
+  both(requests: AsyncIterable<{ value: string }>): AsyncIterable<Text>;
+}
+
+const client = (transport: Transport) => createClient(Greeter, transport) as unknown as GreeterClient;
+
+async function* stream(...values: string[]) {
+  for (const value of values) yield { value };
+}
+
+async function collect(messages: AsyncIterable<Text>): Promise<string[]> {
+  const values: string[] = [];
+  for await (const { value } of messages) values.push(value);
+  return values;
+}
+
+async function startGreeter(t: TestContext, options: Partial<TestKedgeOptions> = {}): Promise<TestKedge> {
+  const handler = connectNodeAdapter({
+    routes: (router) =>
+      router.service(Greeter, {
+        unary: async ({ value }: StringValue, { requestHeader, signal }: HandlerContext) => {
+          if (value === 'fail') throw new ConnectError('as asked', Code.FailedPrecondition);
+          if (value === 'slow') await new Promise((resolve) => signal.addEventListener('abort', resolve));
+          if (value === 'pause') await new Promise((resolve) => setTimeout(resolve, 100));
+          return { value: `${value} ${requestHeader.get('authorization')}` };
+        },
+        down: async function* ({ value }: StringValue) {
+          for (const letter of value) yield { value: letter };
+        },
+        up: async (requests: AsyncIterable<StringValue>) => ({ value: (await collect(requests)).join('') }),
+        both: async function* (requests: AsyncIterable<StringValue>) {
+          for await (const { value } of requests) yield { value };
+        },
+      } as never),
+  });
+  return startKedge(t, { handler: (request, response) => handler(request as never, response as never), ...options });
+}
+
+const transports = {
+  gRPC: (dialer: Dialer, baseUrl = BASE) =>
+    createGrpcTransport({ baseUrl, sessionManager: connectDialer(dialer).sessionManager(baseUrl) }),
+  Connect: (dialer: Dialer, baseUrl = BASE) =>
+    createConnectTransport({
+      baseUrl,
+      httpVersion: '2',
+      sessionManager: connectDialer(dialer).sessionManager(baseUrl),
+    }),
+};
+
+for (const [protocol, transport] of Object.entries(transports)) {
+  describe(`connect-es, ${protocol} protocol`, () => {
+    it('makes calls of the four kinds with the authority, the certificate and the tokens of the route', async (t) => {
+      const kedge = await startGreeter(t);
+      const auth = { proxyAuth: staticToken('proxy'), backendAuth: staticToken('backend') };
+      const greeter = client(transport(kedge.dialer({ mapper: single(kedge.route(auth)) })));
+      assert.equal((await greeter.unary({ value: 'hi' })).value, 'hi Bearer backend');
+      assert.deepEqual(await collect(greeter.down({ value: 'abc' })), ['a', 'b', 'c']);
+      assert.equal((await greeter.up(stream('x', 'y'))).value, 'xy');
+      assert.deepEqual(await collect(greeter.both(stream('1', '2'))), ['1', '2']);
+      assert.equal(kedge.seen.length, 4);
+      for (const { authority, headers, clientSubject, sni } of kedge.seen) {
+        assert.equal(authority, 'greeter.us1:9090');
+        assert.equal(headers['proxy-authorization'], 'Bearer proxy');
+        assert.match(clientSubject, /pod/);
+        assert.equal(sni, 'us1.kedge.test');
+      }
+      assert.equal(kedge.handshakes, 1);
+    });
+
+    it('shares a connection between services, and opens another when it is full', async (t) => {
+      const kedge = await startGreeter(t);
+      const dialer = kedge.dialer();
+      const names = Array.from({ length: 20 }, (_, i) => `http://service-${i}.us1:80`);
+      await Promise.all(names.map((name) => client(transport(dialer, name)).unary({ value: 'x' })));
+      assert.equal(kedge.handshakes, 1);
+      assert.equal(new Set(kedge.seen.map(({ authority }) => authority)).size, 20);
+      const greeter = client(transport(dialer));
+      await Promise.all(Array.from({ length: 250 }, () => greeter.unary({ value: 'pause' })));
+      assert.equal(kedge.handshakes, 3);
+    });
+
+    it('hands on what the backend and the caller decide', async (t) => {
+      const kedge = await startGreeter(t);
+      const dialer = kedge.dialer();
+      const greeter = client(transport(dialer));
+      await assert.rejects(greeter.unary({ value: 'fail' }), (error: ConnectError) => {
+        assert.equal(error.code, Code.FailedPrecondition);
+        assert.equal(error.rawMessage, 'as asked');
+        return true;
+      });
+      await assert.rejects(greeter.unary({ value: 'slow' }, { timeoutMs: 50 }), { code: Code.DeadlineExceeded });
+      const abort = new AbortController();
+      setTimeout(() => abort.abort(), 50);
+      await assert.rejects(greeter.unary({ value: 'slow' }, { signal: abort.signal }), { code: Code.Canceled });
+      for (let i = 0; i < 50 && dialer.stats().inFlight > 0; i += 1) await new Promise((r) => setTimeout(r, 10));
+      assert.equal(dialer.stats().inFlight, 0);
+      assert.equal(kedge.handshakes, 1);
+    });
+
+    it('moves to the next kedge, and says which one failed and why', async (t) => {
+      const kedge = await startGreeter(t);
+      const two = single(kedge.route({ kedge: ['https://127.0.0.1:1', kedge.url] }));
+      assert.match((await client(transport(kedge.dialer({ mapper: two }))).unary({ value: 'x' })).value, /^x/);
+      const dead = kedge.dialer({ mapper: single(kedge.route({ kedge: 'https://127.0.0.1:1' })) });
+      await assert.rejects(client(transport(dead)).unary({ value: 'x' }), (error: ConnectError) => {
+        assert.equal(error.code, Code.Unavailable);
+        assert.ok(isKedgeError(error.cause) && error.cause.code === 'ERR_KEDGE_CONNECT');
+        assert.match(error.message, /127\.0\.0\.1:1/);
+        return true;
+      });
+      const mute = await startKedge(t, { onH2: () => {} });
+      const silent = mute.dialer({ connect: { handshakeTimeoutMs: 200 } });
+      await assert.rejects(client(transport(silent)).unary({ value: 'x' }), { code: Code.Unavailable });
+    });
+
+    it('lets no caller hurt another: hostile headers end their own call', async (t) => {
+      const kedge = await startGreeter(t);
+      const dialer = kedge.dialer({ mapper: single(kedge.route({ proxyAuth: staticToken('proxy') })) });
+      const greeter = client(transport(dialer));
+      const innocent = Array.from({ length: 20 }, () => greeter.unary({ value: 'pause' }));
+      for (const headers of [
+        { 'proxy-authorization': 'mine' },
+        { connection: 'close' },
+        { 'transfer-encoding': 'chunked' },
+        { big: 'x'.repeat(100_000) },
+      ]) {
+        await assert.rejects(greeter.unary({ value: 'x' }, { headers }), { code: Code.InvalidArgument });
+      }
+      await Promise.all(innocent);
+      assert.equal(kedge.handshakes, 1);
+    });
+
+    it('rotates while calls flow', async (t) => {
+      const kedge = await startGreeter(t);
+      const identity = rotating(kedge);
+      const dialer = kedge.dialer({ identity });
+      const greeter = client(transport(dialer));
+      for (let i = 0; i < 5; i += 1) {
+        const calls = Array.from({ length: 20 }, () => greeter.unary({ value: 'pause' }));
+        await greeter.unary({ value: 'x' });
+        await identity.rotate();
+        await Promise.all([...calls, greeter.unary({ value: 'y' })]);
+      }
+      assert.equal(new Set(kedge.seen.map(({ clientSerial }) => clientSerial)).size, 6);
+    });
+
+    it('refuses what no mapper knows, and everything once the dialer is closed', async (t) => {
+      const kedge = await startGreeter(t);
+      const options: Partial<DialerOptions> = { mapper: () => undefined };
+      await assert.rejects(client(transport(kedge.dialer(options))).unary({ value: 'x' }), {
+        code: Code.InvalidArgument,
+      });
+      const dialer = kedge.dialer();
+      const greeter = client(transport(dialer));
+      const last = greeter.unary({ value: 'pause' });
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      await Promise.all([last, dialer.close()]);
+      await assert.rejects(greeter.unary({ value: 'x' }), (error: ConnectError) => {
+        assert.ok(isKedgeError(error.cause) && error.cause.code === 'ERR_KEDGE_CLOSED');
+        return true;
+      });
+      for (let i = 0; i < 50 && kedge.sockets.size > 0; i += 1) await new Promise((r) => setTimeout(r, 10));
+      assert.equal(kedge.sockets.size, 0);
+      assert.equal(kedge.seen.length, 1);
+    });
+  });
+}
