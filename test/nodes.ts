@@ -5,7 +5,13 @@
 import { spawnSync } from 'node:child_process';
 
 const LINES = ['22', '24', '26'];
-const TESTS = ['test/*.test.ts', 'test/http/*.test.ts', 'test/grpc/*.test.ts', 'test/connect/*.test.ts', 'test/kedge/*.test.ts'];
+const TESTS = [
+  'test/*.test.ts',
+  'test/http/*.test.ts',
+  'test/grpc/*.test.ts',
+  'test/connect/*.test.ts',
+  'test/kedge/*.test.ts',
+];
 
 const failed = LINES.filter((line) => {
   console.log(`# Node ${line}`);

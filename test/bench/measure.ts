@@ -1,3 +1,11 @@
+/** A line of the table. */
+export interface Row {
+  readonly name: string;
+  readonly rival: string;
+  readonly comparison?: Comparison;
+  readonly value?: string;
+}
+
 /** One side of a comparison: makes one call. */
 export type Call = () => Promise<unknown>;
 

@@ -38,6 +38,10 @@ for (let i = 0; i < 20; i += 1) {
   rpc.addService(echoService(`svc${i}.Echo`), {
     unary: (call: grpc.ServerUnaryCall<{ text: string }, unknown>, callback: grpc.sendUnaryData<unknown>) =>
       callback(null, { text: call.request.text === 'blob' ? 'x'.repeat(2 * 1024 * 1024) : 'ok' }),
+    bidi: (call: grpc.ServerDuplexStream<unknown, unknown>) => {
+      call.on('data', (message) => call.write(message));
+      call.on('end', () => call.end());
+    },
   } as grpc.UntypedServiceImplementation);
 }
 const injector = rpc.createConnectionInjector(grpc.ServerCredentials.createInsecure());

@@ -7,6 +7,7 @@ import { single } from '../../src/index.ts';
 import { startBlackHole, startGate } from '../helpers/black-hole.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
+import { runNode } from '../helpers/process.ts';
 import { rotating } from '../helpers/rotating.ts';
 
 const ADDRESS = 'greeter.us1:9090';
@@ -182,5 +183,31 @@ describe('a route with one kedge', () => {
     for (const client of [...clients, ...clients]) assert.equal((await unary(client, 'x')).text, 'x');
     await sleep(250);
     assert.equal(woken, 2);
+  });
+});
+
+describe('close()', () => {
+  it('leaves no connection and no timer, and lets the process exit', {
+    skip: process.platform !== 'linux',
+  }, async (t) => {
+    const [kedge, hole] = await Promise.all([startGrpcKedge(t), startBlackHole(t)]);
+    const source = (path: string) => JSON.stringify(new URL(path, import.meta.url).href);
+    const code = `
+      import { createDialer, pem, single } from ${source('../../src/index.ts')};
+      import { grpcDialer } from ${source('../../src/grpc/index.ts')};
+      import { echoClient, unary } from ${source('../helpers/grpc-kedge.ts')};
+      const { cert, key, ca, kedge } = JSON.parse(process.argv[1]);
+      const dialer = createDialer({ mapper: single(kedge), identity: pem({ cert, key, ca }) });
+      const client = new (grpcDialer(dialer).wrap(echoClient()))('greeter.us1:9090');
+      await Promise.all(Array.from({ length: 250 }, () => unary(client, 'x')));
+      await dialer.close();
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      console.log(process.getActiveResourcesInfo().filter((kind) => /TCP|TLS|Timeout/.test(kind)).length);
+    `;
+    const { cert, key } = kedge.client;
+    const init = { cert, key, ca: kedge.ca.cert, kedge: kedge.route({ kedge: [hole.url, kedge.url] }) };
+    const { status, out } = await runNode(['--input-type=module', '-e', code, JSON.stringify(init)]);
+    assert.equal(status, 0, out);
+    assert.equal(out.trim(), '0');
   });
 });
