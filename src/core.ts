@@ -1,4 +1,5 @@
 import { KedgeError } from './errors.ts';
+import { ExpiryWarnings } from './kedge/expiry.ts';
 import { Kedges } from './kedge/kedges.ts';
 import { type Resolved, Router } from './mapper/router.ts';
 import type { ResolvedOptions } from './options.ts';
@@ -32,6 +33,7 @@ export class Core {
       breaker: options.failover.breaker,
       drainTimeoutMs: options.drainTimeoutMs,
       onWarning: options.onWarning,
+      expiry: new ExpiryWarnings(options.onWarning),
     });
   }
 
@@ -50,7 +52,7 @@ export class Core {
    */
   resolve(wire: Wire, input: string | URL): Resolved {
     if (this.closing !== undefined) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
-    const resolved = this.router.resolve(wire, input);
+    const resolved = this.look(wire, input);
     if (resolved.plan === undefined && this.options.unmapped === 'reject') {
       const target = resolved.target.authority;
       throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'no mapper knows this target, and it may not go direct', {
@@ -58,6 +60,11 @@ export class Core {
       });
     }
     return resolved;
+  }
+
+  /** What {@link resolve} knows, without refusing anything that is unmapped. */
+  look(wire: Wire, input: string | URL): Resolved {
+    return this.router.resolve(wire, input);
   }
 
   begin(): void {

@@ -1,5 +1,6 @@
 import { Core, setCore } from './core.ts';
 import { KedgeError } from './errors.ts';
+import { type Explanation, explain } from './explain.ts';
 import { HttpDispatcher } from './http/dispatcher.ts';
 import { Fallback } from './http/fallback.ts';
 import { install } from './http/install.ts';
@@ -7,6 +8,7 @@ import type { KedgeDispatcher } from './http/types.ts';
 import type { Dispatcher } from './http/undici.ts';
 import type { KedgeStats } from './kedge/kedge.ts';
 import { type DialerOptions, type DispatcherLike, resolveOptions } from './options.ts';
+import type { Wire } from './target.ts';
 
 /** What a dialer is doing. */
 export interface DialerStats {
@@ -26,6 +28,13 @@ export interface Dialer extends AsyncDisposable {
   fetch(input: string | URL | Request, init?: RequestInit): Promise<Response>;
   /** Makes every fetch in the process use this dialer; returns the undo. What was global serves unmapped targets. */
   install(): () => void;
+  /**
+   * What would happen to a call, and why: canonical target, mapper, kedges, TLS name, token sources, certificate and
+   * warnings. Nothing is dialled and no token is asked for.
+   *
+   * @throws {@link KedgeError} `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE`
+   */
+  explain(target: string | URL, options?: { wire?: Wire }): Explanation;
   /**
    * Connects to the kedge of an HTTP target ahead of the first request, as a readiness probe may want. Resolves when the
    * connection is there, at once for an unmapped target.
@@ -77,6 +86,7 @@ export function createDialer(options: DialerOptions): Dialer {
         uninstall = undefined;
       };
     },
+    explain: (target, { wire = 'http' } = {}) => explain(core, target, wire),
     warm: (target) => http.warm(target),
     stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
     close,

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 
-const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connect/index.ts'].map(
+const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connect/index.ts', '../src/spiffe/index.ts'].map(
   (path) => new URL(path, import.meta.url).href,
 );
 

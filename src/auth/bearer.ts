@@ -1,7 +1,7 @@
 import { debug } from '../debug.ts';
-import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
+import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
-import { TOKEN_DEADLINE_MS, type TokenSource } from './token-source.ts';
+import { TOKEN_DEADLINE_MS, type TokenSource, tokenError } from './token-source.ts';
 
 /** RFC 6750 tokens are a subset of this; anything outside could end a header early or is a mistake such as a newline. */
 const TOKEN = /^[\x21-\x7e]{1,16384}$/;
@@ -78,14 +78,6 @@ export class Bearer {
   }
 
   private fail(reason: string, cause?: unknown): KedgeError {
-    if (isKedgeError(cause)) return cause;
-    // The source's own message may quote what it read, so only its kind is kept.
-    const kind = cause instanceof Error ? ` (${cause.name}${shownCode(cause)})` : '';
-    return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${this.source.name}: ${reason}${kind}`);
+    return tokenError(this.source.name, reason, cause);
   }
-}
-
-function shownCode(error: Error): string {
-  const code = codeOf(error);
-  return /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
 }

@@ -1,3 +1,5 @@
+import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
+
 /**
  * Gives bearer tokens. {@link TokenSource.peek} is the fast path: while it answers, a call is dispatched in the tick
  * that it was made in.
@@ -21,4 +23,15 @@ export function isTokenSource(value: unknown): value is TokenSource {
   if (typeof value !== 'object' || value === null) return false;
   const { name, peek, token } = value as Partial<Record<keyof TokenSource, unknown>>;
   return typeof name === 'string' && typeof peek === 'function' && typeof token === 'function';
+}
+
+/**
+ * A failure of a token source. Of a foreign cause only its kind is kept: its message may quote what was read.
+ */
+export function tokenError(name: string, reason: string, cause?: unknown): KedgeError {
+  if (isKedgeError(cause)) return cause;
+  const code = codeOf(cause);
+  const shown = /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
+  const kind = cause instanceof Error ? ` (${cause.name}${shown})` : '';
+  return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${name}: ${reason}${kind}`);
 }

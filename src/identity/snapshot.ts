@@ -1,4 +1,7 @@
 import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto';
+import type { Socket } from 'node:net';
+import { Duplex } from 'node:stream';
+import tls from 'node:tls';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
 import type { IdentitySnapshot } from './identity.ts';
@@ -17,27 +20,57 @@ export interface PemInit {
 
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
 
+/** A certificate and key in a PKCS#12 container. */
+export interface Pkcs12Init {
+  pfx: Buffer;
+  passphrase?: string;
+  /** CAs that may sign a kedge's certificate, PEM. When given, the system's CAs are not trusted. Default: the system's. */
+  ca?: string | Buffer;
+}
+
 /** Checks that the parts fit together, and keeps them where neither `inspect` nor JSON shows the key. */
 export function snapshotOf(init: PemInit): IdentitySnapshot {
   const [leaf] = certificates('cert', init.cert);
   if (init.ca !== undefined) certificates('ca', init.ca);
   if (!leaf!.checkPrivateKey(privateKey(init))) throw invalid('the key does not belong to the certificate');
-  const facts = {
-    subject: leaf!.subject.replaceAll('\n', ', '),
-    serial: leaf!.serialNumber,
-    notBefore: new Date(leaf!.validFrom),
-    notAfter: new Date(leaf!.validTo),
-  };
   const { cert, key, ca, passphrase } = init;
+  try {
+    // What OpenSSL makes of the texts is what counts: it is stricter about their form.
+    tls.createSecureContext({ cert, key, ca, passphrase });
+  } catch (cause) {
+    throw invalid('certificate, key and CA cannot be used for TLS', cause);
+  }
+  return sealed(leaf!, { cert, key, ca, passphrase });
+}
+
+/** The same for PKCS#12. */
+export function snapshotOfPkcs12({ pfx, passphrase, ca }: Pkcs12Init): IdentitySnapshot {
+  if (!(pfx instanceof Uint8Array)) throw invalid('`pfx` is required: a PKCS#12 container as a Buffer');
+  if (ca !== undefined) certificates('ca', ca);
+  let leaf: X509Certificate | undefined;
+  try {
+    const secureContext = tls.createSecureContext({ pfx: Buffer.from(pfx), passphrase });
+    // Node reads PKCS#12 for TLS only; a socket that is never connected shows the certificate.
+    const socket = new tls.TLSSocket(new Duplex({ read() {} }) as Socket, { secureContext });
+    leaf = socket.getX509Certificate();
+    socket.destroy();
+  } catch (cause) {
+    throw invalid('`pfx` cannot be opened: a wrong passphrase, or no PKCS#12 container', cause);
+  }
+  if (leaf === undefined) throw invalid('`pfx` holds no certificate');
+  return sealed(leaf, { pfx: Buffer.from(pfx), ca, passphrase });
+}
+
+function sealed(leaf: X509Certificate, secrets: Partial<IdentitySnapshot>): IdentitySnapshot {
+  const facts = {
+    subject: leaf.subject.replaceAll('\n', ', '),
+    serial: leaf.serialNumber,
+    notBefore: new Date(leaf.validFrom),
+    notAfter: new Date(leaf.validTo),
+  };
   hide(facts, `Identity(${facts.subject}, serial ${facts.serial})`);
-  return Object.freeze(
-    Object.defineProperties(facts, {
-      cert: { value: cert },
-      key: { value: key },
-      ca: { value: ca },
-      passphrase: { value: passphrase },
-    }),
-  );
+  const hidden = Object.entries(secrets).map(([name, value]) => [name, { value }]);
+  return Object.freeze(Object.defineProperties(facts, Object.fromEntries(hidden)));
 }
 
 function certificates(field: 'cert' | 'ca', pem: unknown): X509Certificate[] {

@@ -7,8 +7,10 @@ import type { KedgeAddress } from './address.ts';
 import { Addresses } from './addresses.ts';
 import { Breaker, type BreakerOptions } from './breaker.ts';
 import { Connector, type DialObserver, type DialTimeouts } from './connector.ts';
+import type { ExpiryWarnings } from './expiry.ts';
 import { Generation } from './generation.ts';
 import type { PeerPolicy } from './peer.ts';
+import { after } from './timer.ts';
 
 /** One kedge of a route, with all that decides which connections may serve it. */
 export interface Hop {
@@ -29,12 +31,15 @@ export interface KedgeOptions {
   readonly breaker: BreakerOptions;
   readonly drainTimeoutMs: number;
   readonly onWarning: (warning: Error) => void;
+  readonly expiry: ExpiryWarnings;
 }
 
 /** One kedge in {@link DialerStats}. */
 export interface KedgeStats {
   /** `host:port`. */
   kedge: string;
+  /** The certificate that new connections carry. */
+  identity: Pick<IdentitySnapshot, 'subject' | 'serial' | 'notBefore' | 'notAfter'> | undefined;
   /** Grows with each rotation, from 1. */
   generation: number;
   /** Open connections, those of draining generations included. */
@@ -79,6 +84,8 @@ export class Kedge implements DialObserver {
   readonly breaker: Breaker;
   private readonly hop: Hop;
   private readonly addresses: Addresses;
+  /** Ends the watch over the live generation's certificate. */
+  private stopExpiry: (() => void) | undefined;
   private ageTimer: NodeJS.Timeout | undefined;
   private readonly options: KedgeOptions;
   private readonly counters = { handshakes: 0, resumed: 0, failures: 0 };
@@ -113,6 +120,7 @@ export class Kedge implements DialObserver {
     }
     return {
       kedge: this.address.name,
+      identity: factsOf(this.live.identity),
       generation: this.live.id,
       connections,
       inFlight,
@@ -152,6 +160,7 @@ export class Kedge implements DialObserver {
     this.unsubscribe?.();
     this.addresses.close();
     clearTimeout(this.ageTimer);
+    this.stopExpiry?.();
   }
 
   /** A kedge that moved: connections to where it was are replaced, whether that still answers or not. */
@@ -183,7 +192,22 @@ export class Kedge implements DialObserver {
     this.generations += 1;
     const connector = new Connector(address, snapshot, peer, this.addresses, this.options.timeouts, this);
     this.age();
+    this.watchExpiry(snapshot);
     return new Generation(this.generations, snapshot, connector);
+  }
+
+  /** No connection outlives its certificate: from its end on, dials fail with a typed error, and so do the calls left. */
+  private watchExpiry(snapshot: IdentitySnapshot | undefined): void {
+    this.stopExpiry?.();
+    this.stopExpiry = undefined;
+    if (snapshot === undefined) return;
+    const left = snapshot.notAfter.getTime() - Date.now();
+    const stopWarning = this.options.expiry.watch(snapshot);
+    const stopTimer = left <= 0 ? () => {} : after(left, () => this.rotate());
+    this.stopExpiry = () => {
+      stopWarning();
+      stopTimer();
+    };
   }
 
   /** With jitter, so that many pods do not reconnect together. */
@@ -201,7 +225,9 @@ export class Kedge implements DialObserver {
   private snapshot(identity: Identity): IdentitySnapshot {
     try {
       const snapshot = identity.current();
-      if (!(snapshot.notAfter instanceof Date)) throw new TypeError('`notAfter` is not a Date');
+      for (const date of [snapshot.notBefore, snapshot.notAfter]) {
+        if (!(date instanceof Date)) throw new TypeError('`notBefore` and `notAfter` are Dates');
+      }
       return snapshot;
     } catch (cause) {
       if (isKedgeError(cause)) throw cause;
@@ -212,9 +238,30 @@ export class Kedge implements DialObserver {
 
   private retire(generation: Generation): void {
     const { drainTimeoutMs } = this.options;
-    const reason = `the call was still running ${drainTimeoutMs} ms after its connection began to drain`;
-    const late = new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.address.name });
-    const drained = generation.drain(drainTimeoutMs, late).finally(() => this.draining.delete(generation));
+    const context = { kedge: this.address.name };
+    const life = (generation.identity?.notAfter.getTime() ?? Number.POSITIVE_INFINITY) - Date.now();
+    const late =
+      life < drainTimeoutMs
+        ? new KedgeError(
+            'ERR_KEDGE_IDENTITY_EXPIRED',
+            'tls',
+            'the client certificate of the connection expired',
+            context,
+          )
+        : new KedgeError(
+            'ERR_KEDGE_CONNECTION',
+            'kedge',
+            `the call was still running ${drainTimeoutMs} ms after its connection began to drain`,
+            context,
+          );
+    const deadlineMs = Math.max(0, Math.min(drainTimeoutMs, life));
+    const drained = generation.drain(deadlineMs, late).finally(() => this.draining.delete(generation));
     this.draining.set(generation, drained);
   }
+}
+
+function factsOf(snapshot: IdentitySnapshot | undefined): KedgeStats['identity'] {
+  if (snapshot === undefined) return undefined;
+  const { subject, serial, notBefore, notAfter } = snapshot;
+  return { subject, serial, notBefore, notAfter };
 }

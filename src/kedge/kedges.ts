@@ -33,6 +33,11 @@ export class Kedges {
     return kedge;
   }
 
+  /** The kedge of a {@link Hop.key}, if it is in use. */
+  find(key: string): Kedge | undefined {
+    return this.live.peek(key);
+  }
+
   /**
    * The kedge that a call tries next: the first in the route's order that has not failed it and that can be expected to
    * answer; when that is none of them, the first that has not failed it (a dead kedge may be back). -1 after the last.

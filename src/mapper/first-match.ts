@@ -1,4 +1,5 @@
 import { KedgeError } from '../errors.ts';
+import { describe, described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
 
 /**
@@ -12,11 +13,16 @@ export function firstMatch(...mappers: readonly Mapper[]): Mapper {
       throw new KedgeError('ERR_KEDGE_ROUTE', 'config', 'firstMatch: every argument is a mapper');
     }
   }
-  return (target) => {
+  const first: Mapper = (target) => {
     for (const mapper of mappers) {
       const found = mapper(target);
       if (found !== undefined) return found;
     }
     return undefined;
   };
+  return described(first, (target) => {
+    const index = mappers.findIndex((mapper) => mapper(target) !== undefined);
+    if (index !== -1) return `firstMatch[${index}]: ${describe(mappers[index]!, target)}`;
+    return `none of firstMatch: ${mappers.map((mapper) => describe(mapper, target)).join('; ')}`;
+  });
 }

@@ -1,6 +1,7 @@
 import { KedgeError, quote } from '../errors.ts';
 import { type Route, type RouteInit, route } from '../route.ts';
 import { isIP, parseTarget, type Target } from '../target.ts';
+import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
 
 /** Keys to routes, as a plain object or a Map. */
@@ -17,7 +18,7 @@ export function hosts(table: RouteTable): Mapper {
     if (authority !== hostname) throw invalid('hosts', `key ${quote(key)} has a port: use hostPorts`);
     return hostname;
   });
-  return (target) => routes.get(target.hostname);
+  return lookUp('hosts', routes, ({ hostname }) => hostname);
 }
 
 /**
@@ -30,11 +31,18 @@ export function hostPorts(table: RouteTable): Mapper {
     if (!/:[0-9]+$/.test(key)) throw invalid('hostPorts', `key ${quote(key)} has no port`);
     return hostPort(keyTarget('hostPorts', key, 'host:port'));
   });
-  return (target) => routes.get(hostPort(target));
+  return lookUp('hostPorts', routes, hostPort);
 }
 
 function hostPort({ hostname, port }: Target): string {
   return `${hostname}:${port}`;
+}
+
+function lookUp(mapper: string, routes: ReadonlyMap<string, Route>, keyOf: (target: Target) => string): Mapper {
+  return described(
+    (target) => routes.get(keyOf(target)),
+    (target) => `${mapper}: ${routes.has(keyOf(target)) ? 'has' : 'has no'} ${quote(keyOf(target))}`,
+  );
 }
 
 function tableOf(mapper: string, table: RouteTable, canonicalKey: (key: string) => string): Map<string, Route> {

@@ -1,5 +1,6 @@
 import { type RouteInit, route } from '../route.ts';
 import { isIP } from '../target.ts';
+import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
 
 /**
@@ -9,5 +10,6 @@ import type { Mapper } from './mapper.ts';
  */
 export function single(init: RouteInit): Mapper {
   const only = route(init);
-  return (target) => (isIP(target) ? undefined : only);
+  const mapper: Mapper = (target) => (isIP(target) ? undefined : only);
+  return described(mapper, () => 'single: every name has this route');
 }

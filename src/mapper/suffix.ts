@@ -2,6 +2,7 @@ import { LRUCache } from 'lru-cache';
 import { KedgeError, quote } from '../errors.ts';
 import { type Route, type RouteOptions, route } from '../route.ts';
 import { parseTarget } from '../target.ts';
+import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
 
 /** Options of {@link suffix}: the pattern, and what belongs to every route that it makes. */
@@ -41,7 +42,7 @@ export function suffix(options: SuffixOptions): Mapper {
   route({ ...routeOptions, kedge: `${scheme}://x.${end}` });
 
   const routes = new LRUCache<string, Route>({ max: MAX_ROUTES });
-  return (target) => {
+  const mapper: Mapper = (target) => {
     const captured = capture(pattern, target.hostname);
     if (captured === undefined) return undefined;
     let found = routes.get(captured);
@@ -51,6 +52,10 @@ export function suffix(options: SuffixOptions): Mapper {
     }
     return found;
   };
+  return described(mapper, ({ hostname }) => {
+    const captured = capture(pattern, hostname);
+    return `suffix ${quote(match)} ${captured === undefined ? 'does not match' : `captures ${quote(captured)}`}`;
+  });
 }
 
 function capture(pattern: readonly string[], hostname: string): string | undefined {

@@ -1,0 +1,84 @@
+import { readFileSync, statSync } from 'node:fs';
+import { debug } from '../debug.ts';
+import { KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
+import { expiryOf } from './jwt.ts';
+import { type TokenSource, tokenError } from './token-source.ts';
+
+/** Options of {@link fileToken}. */
+export interface FileTokenOptions {
+  /** How errors, logs and `explain()` call this source. Default: the path. */
+  name?: string;
+}
+
+/** How often a call looks whether the file has changed, in ms. */
+const LOOK_MS = 1000;
+
+/**
+ * A token in a file, such as a projected Kubernetes service-account token: read by the first call, and again when the
+ * file has changed. While it cannot be read, the last token serves until it expires. Nothing is watched: a call looks at
+ * the file, at most once a second, which works on every file system.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
+ */
+export function fileToken(path: string, options: FileTokenOptions = {}): TokenSource {
+  if (typeof path !== 'string' || path === '')
+    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', 'fileToken: takes a path');
+  return new FileToken(path, options.name ?? path);
+}
+
+class FileToken implements TokenSource {
+  readonly name: string;
+  private readonly path: string;
+  private current: string | undefined;
+  private expires = Number.POSITIVE_INFINITY;
+  private version = '';
+  private lookAgain = 0;
+  private failure: KedgeError | undefined;
+
+  constructor(path: string, name: string) {
+    this.path = path;
+    this.name = name;
+    hide(this, `TokenSource(${name})`);
+  }
+
+  peek(): string | undefined {
+    const now = performance.now();
+    if (now >= this.lookAgain) {
+      this.lookAgain = now + LOOK_MS;
+      this.look();
+    }
+    if (this.current === undefined) throw this.failure;
+    if (Date.now() < this.expires) return this.current;
+    throw this.failure ?? tokenError(this.name, 'the token in the file has expired');
+  }
+
+  async token(): Promise<string> {
+    return this.peek() as string;
+  }
+
+  invalidate(): void {
+    // The next call looks at once; when the file is unchanged, what it holds is all there is.
+    this.lookAgain = 0;
+    this.version = '';
+  }
+
+  private look(): void {
+    try {
+      // Through symbolic links: Kubernetes replaces the directory behind `..data`.
+      const { mtimeMs, ino, size } = statSync(this.path);
+      const version = `${mtimeMs} ${ino} ${size}`;
+      if (version === this.version) return;
+      const token = readFileSync(this.path, 'utf8').trim();
+      if (token === '') throw tokenError(this.name, 'the file is empty');
+      this.current = token;
+      this.expires = expiryOf(token)?.getTime() ?? Number.POSITIVE_INFINITY;
+      this.version = version;
+      this.failure = undefined;
+      debug.auth('%s: read', this.name);
+    } catch (error) {
+      this.failure = tokenError(this.name, 'the file cannot be read', error);
+      debug.auth('%s', this.failure.message);
+    }
+  }
+}

@@ -1,0 +1,82 @@
+import { readFile } from 'node:fs/promises';
+import { KedgeError } from '../errors.ts';
+import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
+import { expiryOf } from './jwt.ts';
+import { loadPeer } from './peer-package.ts';
+import { type TokenSource, tokenError } from './token-source.ts';
+
+/** Options of {@link googleServiceAccountToken}. */
+export interface GoogleServiceAccountTokenOptions extends CachedTokenOptions {
+  /** The service account's JSON key file. */
+  keyFile: string;
+  /** Whom the id token is for: the client id that the kedge expects. */
+  audience: string;
+  /** Default: what the key file says, `https://oauth2.googleapis.com/token`. */
+  tokenUrl?: string;
+  /** Asked for as well. Default: none. */
+  scopes?: readonly string[];
+}
+
+interface Key {
+  client_email: string;
+  private_key: string;
+  private_key_id?: string;
+  token_uri?: string;
+}
+
+const GRANT = 'urn:ietf:params:oauth:grant-type:jwt-bearer';
+const ASSERTION_LIFE = '5m';
+
+/**
+ * An id token of a Google service account: an assertion signed with its key, exchanged at the token endpoint (RFC 7523
+ * §2.1, https://developers.google.com/identity/protocols/oauth2/service-account). Needs the optional peer `jose`. The key
+ * file is read with each refresh.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
+ */
+export function googleServiceAccountToken(options: GoogleServiceAccountTokenOptions): TokenSource {
+  const { keyFile, audience, tokenUrl, scopes = [], ...cache } = options ?? {};
+  for (const [option, value] of Object.entries({ keyFile, audience })) {
+    if (typeof value !== 'string' || value === '')
+      throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', `googleServiceAccountToken: \`${option}\` is required`);
+  }
+  const name = cache.name ?? 'google';
+  const fetchToken = async (signal: AbortSignal): Promise<FetchedToken> => {
+    const key = await readKey(name, keyFile);
+    const url = tokenUrl ?? key.token_uri ?? 'https://oauth2.googleapis.com/token';
+    const body = new URLSearchParams({ grant_type: GRANT, assertion: await sign(name, key, url, audience, scopes) });
+    const response = await fetch(url, { method: 'POST', body, signal, redirect: 'error' });
+    const answer = (await response.json().catch(() => undefined)) as Record<string, unknown> | undefined;
+    const token = answer?.['id_token'];
+    if (response.ok && typeof token === 'string') return { token, expiresAt: expiryOf(token) };
+    const code = /^[a-z_]{1,40}$/.exec(String(answer?.['error'] ?? ''))?.[0] ?? 'no id token';
+    throw tokenError(name, `the token endpoint answered ${response.status}: ${code}`);
+  };
+  return cachedToken(fetchToken, { ...cache, name });
+}
+
+async function sign(name: string, key: Key, url: string, audience: string, scopes: readonly string[]): Promise<string> {
+  const { SignJWT, importPKCS8 } = await loadPeer(name, 'jose', () => import('jose'));
+  const claims = { target_audience: audience, ...(scopes.length > 0 ? { scope: scopes.join(' ') } : {}) };
+  const header = { alg: 'RS256', typ: 'JWT', ...(key.private_key_id ? { kid: key.private_key_id } : {}) };
+  return new SignJWT(claims)
+    .setProtectedHeader(header)
+    .setIssuer(key.client_email)
+    .setSubject(key.client_email)
+    .setAudience(url)
+    .setIssuedAt()
+    .setExpirationTime(ASSERTION_LIFE)
+    .sign(await importPKCS8(key.private_key, 'RS256'));
+}
+
+async function readKey(name: string, file: string): Promise<Key> {
+  let key: unknown;
+  try {
+    key = JSON.parse(await readFile(file, 'utf8'));
+  } catch (cause) {
+    throw tokenError(name, `the key file ${file} cannot be read`, cause);
+  }
+  const { client_email, private_key } = (key ?? {}) as Partial<Key>;
+  if (typeof client_email === 'string' && typeof private_key === 'string') return key as Key;
+  throw tokenError(name, `the key file ${file} has no client_email or private_key`);
+}

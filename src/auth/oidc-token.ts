@@ -1,0 +1,200 @@
+import type * as oidc from 'openid-client';
+import { KedgeError } from '../errors.ts';
+import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
+import { expiryOf } from './jwt.ts';
+import { loadPeer } from './peer-package.ts';
+import { readRefreshToken, writeRefreshToken } from './refresh-cache.ts';
+import { type TokenSource, tokenError } from './token-source.ts';
+
+/** Options of {@link oidcToken}. */
+export interface OidcTokenOptions extends CachedTokenOptions {
+  /** The provider's issuer URL, `https:` unless it is on this machine; its configuration is discovered. */
+  issuer: string;
+  clientId: string;
+  /** Default: a public client. */
+  clientSecret?: string;
+  /** Default: `openid` where somebody logs in, none for client credentials. */
+  scopes?: readonly string[];
+  /**
+   * `client_credentials` asks for the client's own token (RFC 6749 §4.4). `refresh_token` acts for somebody who logged in:
+   * with `refreshToken`, with what an earlier process left in `cacheFile`, or by `login`. Default: `client_credentials`.
+   */
+  grant?: 'client_credentials' | 'refresh_token';
+  refreshToken?: string;
+  /** Keeps the latest refresh token, readable by its owner only, for the next process. */
+  cacheFile?: string;
+  /**
+   * Sends somebody to `authorizationUrl`, and gives the URL at which the provider sends them back. Called when there is no
+   * refresh token that the provider takes.
+   */
+  login?: (authorizationUrl: URL, signal: AbortSignal) => Promise<URL>;
+  /** Where the provider sends them back to; required with `login`. */
+  redirectUri?: string;
+  /** Which token is sent. Default: the id token where the provider gives one, else the access token. */
+  use?: 'id_token' | 'access_token';
+  /** Sent with every token request, such as `audience` or `resource`. */
+  parameters?: Readonly<Record<string, string>>;
+}
+
+const GRANTS = ['client_credentials', 'refresh_token'];
+const USES = ['id_token', 'access_token', undefined];
+/** Hosts that plain http is good enough for. */
+const LOCAL = /^(?:localhost|127(?:\.\d+){3}|\[::1\])$/;
+
+/**
+ * A token of an OpenID Connect provider, by way of the optional peer `openid-client`. Rotated refresh tokens are kept; one
+ * that is refused (RFC 6749 §5.2 `invalid_grant`) is forgotten, and `login` asked where there is one.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
+ */
+export function oidcToken(options: OidcTokenOptions): TokenSource {
+  check(options);
+  const name = options.name ?? `oidc ${options.clientId}`;
+  const client = new OidcClient(name, options);
+  const cache = options.deadlineMs === undefined ? { name } : { name, deadlineMs: options.deadlineMs };
+  return cachedToken((signal) => client.fetch(signal), cache);
+}
+
+class OidcClient {
+  private readonly name: string;
+  private readonly options: OidcTokenOptions;
+  private discovered: oidc.Configuration | undefined;
+  private refreshToken: string | undefined;
+
+  constructor(name: string, options: OidcTokenOptions) {
+    this.name = name;
+    this.options = options;
+    this.refreshToken = options.refreshToken;
+  }
+
+  async fetch(signal: AbortSignal): Promise<FetchedToken> {
+    const client = await loadPeer(this.name, 'openid-client', () => import('openid-client'));
+    try {
+      const config = await this.configuration(client, signal);
+      return this.options.grant === 'refresh_token'
+        ? await this.forSomebody(client, config, signal)
+        : this.chosen(await client.clientCredentialsGrant(config, this.parameters()));
+    } catch (error) {
+      signal.throwIfAborted();
+      throw tokenError(this.name, reasonOf(error), error);
+    }
+  }
+
+  private async forSomebody(
+    client: typeof oidc,
+    config: oidc.Configuration,
+    signal: AbortSignal,
+  ): Promise<FetchedToken> {
+    const { cacheFile, login } = this.options;
+    const known = this.refreshToken ?? (cacheFile === undefined ? undefined : await readRefreshToken(cacheFile));
+    if (known !== undefined) {
+      try {
+        return await this.took(await client.refreshTokenGrant(config, known, this.parameters()), known);
+      } catch (error) {
+        if (errorCode(error) !== 'invalid_grant') throw error;
+        this.refreshToken = undefined;
+        if (login === undefined) throw tokenError(this.name, 'the provider refused the refresh token: invalid_grant');
+      }
+    }
+    if (login === undefined) throw tokenError(this.name, 'there is no refresh token, and no `login`');
+    return this.took(await this.logIn(client, config, login, signal), undefined);
+  }
+
+  private async logIn(
+    client: typeof oidc,
+    config: oidc.Configuration,
+    login: NonNullable<OidcTokenOptions['login']>,
+    signal: AbortSignal,
+  ): Promise<oidc.TokenEndpointResponse> {
+    const [pkceCodeVerifier, expectedState, expectedNonce] = [
+      client.randomPKCECodeVerifier(),
+      client.randomState(),
+      client.randomNonce(),
+    ];
+    const url = client.buildAuthorizationUrl(config, {
+      redirect_uri: this.options.redirectUri!,
+      scope: this.scopes('openid'),
+      code_challenge: await client.calculatePKCECodeChallenge(pkceCodeVerifier),
+      code_challenge_method: 'S256',
+      state: expectedState,
+      nonce: expectedNonce,
+      // Without it providers give no refresh token to those who log in (OpenID Connect Core §11).
+      ...(this.scopes('openid').includes('offline_access') ? { prompt: 'consent' } : {}),
+    });
+    const back = await login(url, signal);
+    const checks = { pkceCodeVerifier, expectedState, expectedNonce };
+    return client.authorizationCodeGrant(config, back, checks, this.parameters(false));
+  }
+
+  /** Keeps a rotated refresh token before anything else can go wrong. */
+  private async took(answer: oidc.TokenEndpointResponse, sent: string | undefined): Promise<FetchedToken> {
+    this.refreshToken = answer.refresh_token ?? sent;
+    const { cacheFile } = this.options;
+    if (cacheFile !== undefined && this.refreshToken !== undefined && this.refreshToken !== sent) {
+      await writeRefreshToken(cacheFile, this.refreshToken);
+    }
+    return this.chosen(answer);
+  }
+
+  private chosen(answer: oidc.TokenEndpointResponse): FetchedToken {
+    const { use } = this.options;
+    const token =
+      use === 'access_token' ? answer.access_token : (answer.id_token ?? (use ? undefined : answer.access_token));
+    if (token === undefined) throw tokenError(this.name, 'the provider gave no id token');
+    const life = answer.expires_in === undefined ? undefined : new Date(Date.now() + answer.expires_in * 1000);
+    return { token, expiresAt: expiryOf(token) ?? life };
+  }
+
+  private async configuration(client: typeof oidc, signal: AbortSignal): Promise<oidc.Configuration> {
+    if (this.discovered !== undefined) return this.discovered;
+    const { issuer, clientId, clientSecret } = this.options;
+    const url = new URL(issuer);
+    const auth = clientSecret === undefined ? client.None() : client.ClientSecretPost(clientSecret);
+    const isLocal = url.protocol === 'http:' && LOCAL.test(url.hostname);
+    const options: oidc.DiscoveryRequestOptions = {
+      // Whoever waits no longer takes the request along; what is discovered stays.
+      [client.customFetch]: (input: string, init: object) => fetch(input, { ...init, signal } as RequestInit),
+      ...(isLocal ? { execute: [client.allowInsecureRequests] } : {}),
+    };
+    const config = await client.discovery(url, clientId, clientSecret, auth, options);
+    config[client.customFetch] = (input, init) => fetch(input, init as RequestInit);
+    this.discovered = config;
+    return config;
+  }
+
+  private parameters(withScopes = true): Record<string, string> {
+    const scope = withScopes ? this.scopes('') : '';
+    return { ...this.options.parameters, ...(scope === '' ? {} : { scope }) };
+  }
+
+  private scopes(fallback: string): string {
+    return this.options.scopes?.join(' ') ?? fallback;
+  }
+}
+
+/** The provider's own code (RFC 6749 §5.2), which is safe to show; its description may not be. */
+function errorCode(error: unknown): string | undefined {
+  const { error: code } = (error ?? {}) as { error?: unknown };
+  return typeof code === 'string' && /^[a-z_]{1,40}$/.test(code) ? code : undefined;
+}
+
+function reasonOf(error: unknown): string {
+  const code = errorCode(error);
+  return code === undefined ? 'the provider gave no token' : `the provider answered ${code}`;
+}
+
+function check(options: OidcTokenOptions): void {
+  const { issuer, clientId, grant = 'client_credentials', login, redirectUri, use } = options ?? {};
+  const url = typeof issuer === 'string' ? URL.parse(issuer) : null;
+  if (url === null) throw invalid('`issuer` is the URL of a provider');
+  if (url.protocol !== 'https:' && !(url.protocol === 'http:' && LOCAL.test(url.hostname)))
+    throw invalid('`issuer` is an https: URL');
+  if (typeof clientId !== 'string' || clientId === '') throw invalid('`clientId` is required');
+  if (!GRANTS.includes(grant)) throw invalid(`\`grant\` is ${GRANTS.join(' or ')}`);
+  if (!USES.includes(use)) throw invalid('`use` is id_token or access_token');
+  if (login !== undefined && typeof redirectUri !== 'string') throw invalid('`login` needs a `redirectUri`');
+}
+
+function invalid(reason: string): KedgeError {
+  return new KedgeError('ERR_KEDGE_OPTIONS', 'config', `oidcToken: ${reason}`);
+}

@@ -1,0 +1,174 @@
+import { type FSWatcher, readFileSync, statSync, watch } from 'node:fs';
+import { dirname } from 'node:path';
+import { debug } from '../debug.ts';
+import { isKedgeError, KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
+import type { Identity, IdentitySnapshot } from './identity.ts';
+
+/** How an identity is made of files. */
+export interface FilesIdentityInit<Name extends string> {
+  /** What each file is, and where. */
+  readonly paths: Readonly<Partial<Record<Name, string>>>;
+  /** Makes a snapshot of what the files held at one moment; throws when they do not fit together. */
+  readonly snapshot: (contents: Readonly<Partial<Record<Name, Buffer>>>) => IdentitySnapshot;
+  readonly onWarning: (warning: Error) => void;
+}
+
+/** Writers change several files in turn: they are read when nothing has changed for this long, in ms. */
+const SETTLE_MS = 30;
+/** How often the files are looked at besides: some file systems notify nobody. In ms. */
+const POLL_MS = 500;
+/** How long a problem lasts before it is worth a warning, in ms. */
+const WARN_AFTER_MS = 1000;
+/** Reads that begin again because a file changed in between. */
+const MAX_READS = 20;
+
+/**
+ * A client certificate in files that change under the process. Read by the first use, watched while somebody subscribes.
+ * All files are read as they were at one moment, and published only when they fit together; until then the last good
+ * snapshot serves. It is the directories that are watched, because files are replaced rather than written: Kubernetes
+ * swaps a symbolic link beside them.
+ */
+export class FilesIdentity<Name extends string> implements Identity {
+  private readonly init: FilesIdentityInit<Name>;
+  private readonly listeners = new Set<() => void>();
+  private good: IdentitySnapshot | undefined;
+  /** Of the files as they were when they were last read, for good or ill. */
+  private seen = '';
+  private problem: Error | undefined;
+  private warned = '';
+  private warning: NodeJS.Timeout | undefined;
+  private watchers: FSWatcher[] = [];
+  private poll: NodeJS.Timeout | undefined;
+  private settle: NodeJS.Timeout | undefined;
+
+  constructor(init: FilesIdentityInit<Name>) {
+    this.init = init;
+    hide(this, `Identity(${Object.values(init.paths).join(', ')})`);
+  }
+
+  /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` while there has never been a good one */
+  current(): IdentitySnapshot {
+    if (this.good === undefined) this.good = this.read();
+    // While nobody watches, whoever asks looks.
+    else if (this.listeners.size === 0) this.refresh();
+    return this.good;
+  }
+
+  subscribe(onChange: () => void): () => void {
+    // Each subscription is one of its own, also with the same function.
+    const listener = () => onChange();
+    this.listeners.add(listener);
+    if (this.listeners.size === 1) this.start();
+    return () => {
+      if (this.listeners.delete(listener) && this.listeners.size === 0) this.stop();
+    };
+  }
+
+  private start(): void {
+    for (const directory of new Set(this.files().map(([, path]) => dirname(path)))) {
+      try {
+        const watcher = watch(directory, { persistent: false }, () => this.changed());
+        watcher.on('error', (error) => debug.identity('%s is not watched: %s', directory, error.message));
+        this.watchers.push(watcher);
+      } catch (error) {
+        debug.identity('%s is not watched: %s', directory, (error as Error).message);
+      }
+    }
+    this.poll = setInterval(() => this.refresh(), POLL_MS).unref();
+    this.changed();
+  }
+
+  private stop(): void {
+    for (const watcher of this.watchers) watcher.close();
+    this.watchers = [];
+    clearInterval(this.poll);
+    clearTimeout(this.settle);
+    this.settle = undefined;
+  }
+
+  private changed(): void {
+    // Not put off by further changes, or a busy directory would never be read.
+    this.settle ??= setTimeout(() => {
+      this.settle = undefined;
+      this.refresh();
+    }, SETTLE_MS).unref();
+  }
+
+  private refresh(): void {
+    if (this.signature() === this.seen) return;
+    let next: IdentitySnapshot;
+    try {
+      next = this.read();
+    } catch (error) {
+      this.warn(error as Error);
+      return;
+    }
+    clearTimeout(this.warning);
+    this.warning = undefined;
+    this.warned = '';
+    const old = this.good;
+    this.good = next;
+    if (old !== undefined && sameCredentials(old, next)) return;
+    debug.identity('%s, serial %s: read', next.subject, next.serial);
+    for (const listener of [...this.listeners]) listener();
+  }
+
+  /** Once for each problem that lasts: files are half-written for a moment, or wrong for a day. */
+  private warn(error: Error): void {
+    const last = this.good === undefined ? '' : `; serial ${this.good.serial} stays in use`;
+    debug.identity('%s%s', error.message, last);
+    this.problem = error;
+    this.warning ??= setTimeout(() => {
+      this.warning = undefined;
+      const { message } = this.problem!;
+      if (message === this.warned) return;
+      this.warned = message;
+      const reason = isKedgeError(this.problem) ? this.problem.reason : message;
+      const context = { cause: this.problem };
+      this.init.onWarning(
+        new KedgeError('ERR_KEDGE_IDENTITY', 'tls', `the files are not used: ${reason}${last}`, context),
+      );
+    }, WARN_AFTER_MS).unref();
+  }
+
+  /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` naming the file */
+  private read(): IdentitySnapshot {
+    for (let i = 0; i < MAX_READS; i += 1) {
+      const before = this.signature();
+      this.seen = before;
+      const contents: Partial<Record<Name, Buffer>> = {};
+      for (const [name, path] of this.files()) contents[name] = this.readFile(name, path);
+      // Whatever changed meanwhile changed for all: begin again, until one state was there all the time.
+      if (this.signature() === before) return this.init.snapshot(contents);
+    }
+    throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'the files change faster than they can be read');
+  }
+
+  private readFile(name: Name, path: string): Buffer {
+    try {
+      return readFileSync(path);
+    } catch (cause) {
+      const { code } = cause as NodeJS.ErrnoException;
+      throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', `\`${name}\`: ${path} cannot be read (${code})`, { cause });
+    }
+  }
+
+  /** Of the files behind the paths, through symbolic links; a file that is replaced is another inode. */
+  private signature(): string {
+    return this.files()
+      .map(([, path]) => {
+        const stats = statSync(path, { throwIfNoEntry: false, bigint: true });
+        return stats === undefined ? '-' : `${stats.dev} ${stats.ino} ${stats.size} ${stats.mtimeNs} ${stats.ctimeNs}`;
+      })
+      .join('|');
+  }
+
+  private files(): [Name, string][] {
+    return Object.entries(this.init.paths).filter(([, path]) => path !== undefined) as [Name, string][];
+  }
+}
+
+function sameCredentials(a: IdentitySnapshot, b: IdentitySnapshot): boolean {
+  return (['cert', 'key', 'pfx', 'ca'] as const).every((part) => String(a[part] ?? '') === String(b[part] ?? ''));
+}
