@@ -10,6 +10,7 @@ const TESTS = [
   'test/http/*.test.ts',
   'test/grpc/*.test.ts',
   'test/connect/*.test.ts',
+  'test/identity/*.test.ts',
   'test/kedge/*.test.ts',
 ];
 

@@ -1,5 +1,4 @@
 import type { TestContext } from 'node:test';
-import type tls from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import { startKedge, type TestKedge, type TestKedgeOptions } from './kedge.ts';
 
@@ -70,8 +69,6 @@ export function echoClient(name = 'test.Echo'): EchoClientConstructor {
 export interface GrpcKedge extends TestKedge {
   readonly calls: SeenCall[];
   readonly server: grpc.Server;
-  /** SNI and client subject of each connection. */
-  readonly connections: { sni: string | false; clientSubject: string; clientSerial: string; resumed: boolean }[];
 }
 
 export interface GrpcKedgeOptions extends TestKedgeOptions, GrpcServerOptions {}
@@ -149,24 +146,14 @@ export async function startEchoServer(
 /** A kedge whose HTTP/2 connections are served by grpc-js itself. */
 export async function startGrpcKedge(t: TestContext, options: GrpcKedgeOptions = {}): Promise<GrpcKedge> {
   const calls: SeenCall[] = [];
-  const connections: GrpcKedge['connections'] = [];
   const server = echoServer(options, calls);
   const injector = server.createConnectionInjector(grpc.ServerCredentials.createInsecure());
   const kedge = await startKedge(t, {
     ...options,
-    onH2: (socket: tls.TLSSocket) => {
-      const certificate = socket.getPeerCertificate();
-      connections.push({
-        sni: (socket as tls.TLSSocket & { servername: string | false }).servername,
-        clientSubject: String(certificate.subject?.CN),
-        clientSerial: certificate.serialNumber,
-        resumed: socket.isSessionReused(),
-      });
-      injector.injectConnection(socket);
-    },
+    onH2: (socket) => injector.injectConnection(socket),
   });
   t.after(() => server.forceShutdown());
-  return Object.defineProperties(kedge, Object.getOwnPropertyDescriptors({ calls, server, connections })) as GrpcKedge;
+  return Object.defineProperties(kedge, Object.getOwnPropertyDescriptors({ calls, server })) as GrpcKedge;
 }
 
 /** A unary call as a promise. */

@@ -31,12 +31,23 @@ type Request = http.IncomingMessage | http2.Http2ServerRequest;
 type Response = http.ServerResponse | http2.Http2ServerResponse;
 export type KedgeHandler = (request: Request, response: Response, seen: Seen) => void;
 
+/** What the kedge saw of one TLS connection. */
+export interface SeenConnection {
+  sni: string | false;
+  clientSubject: string;
+  clientSerial: string;
+  resumed: boolean;
+  /** On the clock of `performance.now()`. */
+  at: number;
+}
+
 export interface TestKedge {
   readonly port: number;
   readonly url: string;
   readonly ca: Authority;
   readonly client: Certificate;
   readonly seen: Seen[];
+  readonly connections: readonly SeenConnection[];
   /** TLS handshakes that were completed. */
   readonly handshakes: number;
   /** Connections that are open now. */
@@ -85,7 +96,7 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
   const sockets = new Set<tls.TLSSocket>();
   const sessions = new Set<http2.ServerHttp2Session>();
   const numbers = new WeakMap<object, number>();
-  let handshakes = 0;
+  const connections: SeenConnection[] = [];
 
   const answer = (request: Request, response: Response): void => {
     const socket = (
@@ -113,7 +124,7 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
   if (options.onUpgrade !== undefined) h1.on('upgrade', options.onUpgrade as never);
   const h2 = http2.createServer({ settings: options.settings }, answer);
   h2.on('session', (session) => {
-    numbers.set(session, handshakes);
+    numbers.set(session, connections.length);
     sessions.add(session);
     session.on('close', () => sessions.delete(session));
     session.on('error', () => {});
@@ -128,8 +139,15 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
       ALPNProtocols: [...(options.alpn ?? ['h2', 'http/1.1'])],
     },
     (socket) => {
-      handshakes += 1;
-      numbers.set(socket, handshakes);
+      const certificate = socket.getPeerCertificate();
+      connections.push({
+        sni: (socket as tls.TLSSocket & { servername: string | false }).servername,
+        clientSubject: String(certificate.subject?.CN),
+        clientSerial: certificate.serialNumber,
+        resumed: socket.isSessionReused(),
+        at: performance.now(),
+      });
+      numbers.set(socket, connections.length);
       sockets.add(socket);
       socket.on('close', () => sockets.delete(socket));
       socket.on('error', () => {});
@@ -160,8 +178,9 @@ export async function startKedge(t: TestContext, options: TestKedgeOptions = {})
     ca,
     client,
     seen,
+    connections,
     get handshakes() {
-      return handshakes;
+      return connections.length;
     },
     sockets,
     sessions,
