@@ -29,6 +29,8 @@ export type { Mapper } from './mapper/mapper.ts';
 export { type RegexpOptions, regexp } from './mapper/regexp.ts';
 export { single } from './mapper/single.ts';
 export { type SuffixOptions, suffix } from './mapper/suffix.ts';
+export type { WinchLogin } from './mapper/winch-auth.ts';
+export { loadWinchConfig, type WinchConfig, type WinchConfigOptions } from './mapper/winch-config.ts';
 export type {
   ConnectOptions,
   DialerOptions,

@@ -13,6 +13,8 @@ export interface GoogleServiceAccountTokenOptions extends CachedTokenOptions {
   audience: string;
   /** Default: what the key file says, `https://oauth2.googleapis.com/token`. */
   tokenUrl?: string;
+  /** Discovers the token endpoint of this provider instead. */
+  issuer?: string;
   /** Asked for as well. Default: none. */
   scopes?: readonly string[];
 }
@@ -35,7 +37,7 @@ const ASSERTION_LIFE = '5m';
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function googleServiceAccountToken(options: GoogleServiceAccountTokenOptions): TokenSource {
-  const { keyFile, audience, tokenUrl, scopes = [], ...cache } = options ?? {};
+  const { keyFile, audience, tokenUrl, issuer, scopes = [], ...cache } = options ?? {};
   for (const [option, value] of Object.entries({ keyFile, audience })) {
     if (typeof value !== 'string' || value === '')
       throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', `googleServiceAccountToken: \`${option}\` is required`);
@@ -43,7 +45,8 @@ export function googleServiceAccountToken(options: GoogleServiceAccountTokenOpti
   const name = cache.name ?? 'google';
   const fetchToken = async (signal: AbortSignal): Promise<FetchedToken> => {
     const key = await readKey(name, keyFile);
-    const url = tokenUrl ?? key.token_uri ?? 'https://oauth2.googleapis.com/token';
+    const discovered = issuer === undefined ? undefined : await tokenEndpoint(name, issuer, signal);
+    const url = tokenUrl ?? discovered ?? key.token_uri ?? 'https://oauth2.googleapis.com/token';
     const body = new URLSearchParams({ grant_type: GRANT, assertion: await sign(name, key, url, audience, scopes) });
     const response = await fetch(url, { method: 'POST', body, signal, redirect: 'error' });
     const answer = (await response.json().catch(() => undefined)) as Record<string, unknown> | undefined;
@@ -53,6 +56,16 @@ export function googleServiceAccountToken(options: GoogleServiceAccountTokenOpti
     throw tokenError(name, `the token endpoint answered ${response.status}: ${code}`);
   };
   return cachedToken(fetchToken, { ...cache, name });
+}
+
+/** OpenID Connect Discovery 1.0 §4. */
+async function tokenEndpoint(name: string, issuer: string, signal: AbortSignal): Promise<string> {
+  const url = `${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`;
+  const response = await fetch(url, { signal, redirect: 'error' });
+  const answer = (await response.json().catch(() => undefined)) as Record<string, unknown> | undefined;
+  const endpoint = answer?.['token_endpoint'];
+  if (response.ok && typeof endpoint === 'string' && endpoint.startsWith(new URL(issuer).protocol)) return endpoint;
+  throw tokenError(name, `the provider ${issuer} names no token endpoint (${response.status})`);
 }
 
 async function sign(name: string, key: Key, url: string, audience: string, scopes: readonly string[]): Promise<string> {

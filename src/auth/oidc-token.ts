@@ -36,6 +36,8 @@ export interface OidcTokenOptions extends CachedTokenOptions {
   parameters?: Readonly<Record<string, string>>;
 }
 
+/** How long somebody may take to log in, in ms. */
+const LOGIN_MS = 5 * 60_000;
 const GRANTS = ['client_credentials', 'refresh_token'];
 const USES = ['id_token', 'access_token', undefined];
 /** Hosts that plain http is good enough for. */
@@ -60,6 +62,7 @@ class OidcClient {
   private readonly options: OidcTokenOptions;
   private discovered: oidc.Configuration | undefined;
   private refreshToken: string | undefined;
+  private loggingIn: Promise<oidc.TokenEndpointResponse> | undefined;
 
   constructor(name: string, options: OidcTokenOptions) {
     this.name = name;
@@ -72,7 +75,7 @@ class OidcClient {
     try {
       const config = await this.configuration(client, signal);
       return this.options.grant === 'refresh_token'
-        ? await this.forSomebody(client, config, signal)
+        ? await this.forSomebody(client, config)
         : this.chosen(await client.clientCredentialsGrant(config, this.parameters()));
     } catch (error) {
       signal.throwIfAborted();
@@ -80,11 +83,7 @@ class OidcClient {
     }
   }
 
-  private async forSomebody(
-    client: typeof oidc,
-    config: oidc.Configuration,
-    signal: AbortSignal,
-  ): Promise<FetchedToken> {
+  private async forSomebody(client: typeof oidc, config: oidc.Configuration): Promise<FetchedToken> {
     const { cacheFile, login } = this.options;
     const known = this.refreshToken ?? (cacheFile === undefined ? undefined : await readRefreshToken(cacheFile));
     if (known !== undefined) {
@@ -97,14 +96,17 @@ class OidcClient {
       }
     }
     if (login === undefined) throw tokenError(this.name, 'there is no refresh token, and no `login`');
-    return this.took(await this.logIn(client, config, login, signal), undefined);
+    // Whoever logs in takes longer than a call waits: the next call finds them still at it, or done.
+    this.loggingIn ??= this.logIn(client, config, login).finally(() => {
+      this.loggingIn = undefined;
+    });
+    return this.took(await this.loggingIn, undefined);
   }
 
   private async logIn(
     client: typeof oidc,
     config: oidc.Configuration,
     login: NonNullable<OidcTokenOptions['login']>,
-    signal: AbortSignal,
   ): Promise<oidc.TokenEndpointResponse> {
     const [pkceCodeVerifier, expectedState, expectedNonce] = [
       client.randomPKCECodeVerifier(),
@@ -121,7 +123,7 @@ class OidcClient {
       // Without it providers give no refresh token to those who log in (OpenID Connect Core §11).
       ...(this.scopes('openid').includes('offline_access') ? { prompt: 'consent' } : {}),
     });
-    const back = await login(url, signal);
+    const back = await login(url, AbortSignal.timeout(LOGIN_MS));
     const checks = { pkceCodeVerifier, expectedState, expectedNonce };
     return client.authorizationCodeGrant(config, back, checks, this.parameters(false));
   }

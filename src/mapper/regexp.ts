@@ -27,7 +27,8 @@ export interface RegexpOptions extends RouteOptions {
 
 /** Kedges are few, so this many different URLs are remembered; more still work. */
 const MAX_ROUTES = 1000;
-const LITERAL_LABELS = 2;
+/** The least that a kedge's host ends in where a group decides the rest and tokens are sent. */
+export const LITERAL_LABELS = 2;
 
 /**
  * By regular expression: with `exp: '.*[.](?P<cluster>[a-z0-9-]+)[.]clusters[.]local'` and

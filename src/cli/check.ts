@@ -1,0 +1,167 @@
+import dns from 'node:dns/promises';
+import { isIP, type Socket, connect as tcpConnect } from 'node:net';
+import type { TLSSocket } from 'node:tls';
+import { inspect } from 'node:util';
+import { type Core, coreOf } from '../core.ts';
+import type { Dialer } from '../dialer.ts';
+import { isKedgeError, KedgeError, type KedgeErrorCode } from '../errors.ts';
+import type { Hop } from '../kedge/kedge.ts';
+import { kedgeErrorOf } from '../reported.ts';
+import type { Wire } from '../target.ts';
+
+/** One stage of the way to a kedge. */
+export interface CheckStep {
+  /** `host:port`. */
+  kedge: string;
+  stage: 'dns' | 'tcp' | 'tls' | 'request';
+  ok: boolean;
+  ms: number;
+  /** What was found, or what went wrong. */
+  detail: string;
+}
+
+/** What `check` prints. */
+export interface CheckReport {
+  /** Whether the request got through, by whichever kedge. */
+  ok: boolean;
+  steps: CheckStep[];
+}
+
+const TIMEOUT_MS = 5000;
+
+/** Goes every step to each kedge of the target's route, then makes one request as any caller would. */
+export async function check(
+  dialer: Dialer,
+  target: string,
+  wire: Wire,
+  path: string | undefined,
+): Promise<CheckReport> {
+  const core = coreOf(dialer);
+  const { plan, target: canonical } = core.resolve(wire, target);
+  const steps: CheckStep[] = [];
+  for (const hop of plan?.hops ?? []) await reach(core, hop, wire, steps);
+  const kedge = plan === undefined ? 'direct' : 'the route';
+  const request = await step(kedge, 'request', () =>
+    wire === 'grpc' ? callHealth(dialer, target, path) : get(dialer, target, path ?? '/'),
+  );
+  steps.push(request);
+  const report = { ok: request.ok, steps };
+  Object.defineProperty(report, inspect.custom, { value: () => print(canonical.authority, report) });
+  return report;
+}
+
+async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Promise<void> {
+  const { name, hostname, port, secure } = hop.address;
+  let addresses: string[] = [hostname];
+  if (isIP(hostname) === 0) {
+    const looked = await step(name, 'dns', async () => {
+      addresses = (await dns.lookup(hostname, { all: true })).map(({ address }) => address);
+      return addresses.join(', ');
+    });
+    steps.push(looked);
+    if (!looked.ok) return;
+  }
+  let socket: Socket | undefined;
+  const dialled = await step(name, 'tcp', async () => {
+    socket = await connect(addresses[0]!, port);
+    return `${socket.remoteAddress}:${socket.remotePort}`;
+  });
+  steps.push(dialled);
+  if (!dialled.ok || !secure) {
+    socket?.destroy();
+    return;
+  }
+  const { connector, identity } = core.kedges.get(hop).generation;
+  steps.push(
+    await step(name, 'tls', async () => {
+      const secured = await new Promise<TLSSocket>((resolve, reject) => {
+        const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
+        connector.secure(socket!, alpn, (error, done) => (error === null ? resolve(done as TLSSocket) : reject(error)));
+      });
+      const { subject, valid_to: until } = secured.getPeerCertificate();
+      const words = [
+        `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
+        `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
+        identity === undefined
+          ? 'no client certificate'
+          : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
+      ];
+      secured.destroy();
+      return words.join('; ');
+    }),
+  );
+}
+
+async function get(dialer: Dialer, target: string, path: string): Promise<string> {
+  const { origin } = new URL(target.includes('://') ? target : `http://${target}`);
+  const options = { origin, path, method: 'GET', headersTimeout: TIMEOUT_MS, bodyTimeout: TIMEOUT_MS } as const;
+  const response = await dialer.dispatcher.request(options as never);
+  await response.body.dump();
+  const reported = kedgeErrorOf(response as never);
+  if (reported !== undefined) throw reported;
+  return `status ${response.statusCode}`;
+}
+
+/** The health service of gRPC; a server without one still answers (https://grpc.io/docs/guides/health-checking/). */
+async function callHealth(dialer: Dialer, target: string, path = '/grpc.health.v1.Health/Check'): Promise<string> {
+  const [grpc, { grpcDialer }] = await Promise.all([import('@grpc/grpc-js'), import('../grpc/index.ts')]);
+  const pass = (bytes: Buffer) => bytes;
+  const client = new (grpcDialer(dialer).wrap(grpc.Client))(target);
+  return new Promise((resolve, reject) => {
+    const deadline = Date.now() + TIMEOUT_MS;
+    client.makeUnaryRequest(path, pass, pass, Buffer.alloc(0), new grpc.Metadata(), { deadline }, (error) => {
+      client.close();
+      const reported = error === null ? undefined : (kedgeErrorOf(error) ?? error.cause);
+      if (error === null) resolve('status OK');
+      else if (isKedgeError(reported)) reject(reported);
+      else if (error.code === grpc.status.UNIMPLEMENTED) resolve('the backend answers, without this service');
+      else reject(error);
+    });
+  });
+}
+
+function connect(host: string, port: number): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = tcpConnect({ host, port, timeout: TIMEOUT_MS });
+    socket.once('connect', () => resolve(socket.setTimeout(0)));
+    socket.once('timeout', () => socket.destroy(new Error(`no answer within ${TIMEOUT_MS} ms`)));
+    socket.once('error', reject);
+  });
+}
+
+async function step(kedge: string, stage: CheckStep['stage'], take: () => Promise<string>): Promise<CheckStep> {
+  const began = performance.now();
+  const done = (ok: boolean, detail: string) => ({
+    kedge,
+    stage,
+    ok,
+    ms: Math.round(performance.now() - began),
+    detail,
+  });
+  try {
+    return done(true, await take());
+  } catch (error) {
+    return done(false, failure(stage, error));
+  }
+}
+
+const CODES: Readonly<Record<CheckStep['stage'], KedgeErrorCode>> = {
+  dns: 'ERR_KEDGE_DNS',
+  tcp: 'ERR_KEDGE_CONNECT',
+  tls: 'ERR_KEDGE_TLS',
+  request: 'ERR_KEDGE_CONNECTION',
+};
+
+function failure(stage: CheckStep['stage'], error: unknown): string {
+  const known = isKedgeError(error)
+    ? error
+    : new KedgeError(CODES[stage], stage === 'dns' ? 'dns' : 'connect', (error as Error).message);
+  return `${known.code}: ${known.message}`;
+}
+
+function print(target: string, { ok, steps }: CheckReport): string {
+  const lines = steps.map(({ kedge, stage, ok: done, ms, detail }) => {
+    return `  ${done ? 'ok  ' : 'FAIL'} ${stage.padEnd(8)}${String(ms).padStart(5)} ms  ${kedge}: ${detail}`;
+  });
+  return [...lines, `${target} ${ok ? 'can' : 'cannot'} be reached`].join('\n');
+}
