@@ -1,0 +1,122 @@
+import assert from 'node:assert/strict';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, it, type TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { startGrpcKedge } from '../helpers/grpc-kedge.ts';
+import { KEDGE_NAME, startKedge, type TestKedge } from '../helpers/kedge.ts';
+import { runNode } from '../helpers/process.ts';
+import { tempDir } from '../helpers/temp.ts';
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+const run = (...args: string[]) => runNode([MAIN, ...args]);
+
+async function files(t: TestContext, kedge: TestKedge): Promise<string[]> {
+  const dir = await tempDir(t);
+  const { cert, key } = kedge.client;
+  const contents = { cert, key, ca: kedge.ca.cert };
+  await Promise.all(Object.entries(contents).map(([name, content]) => writeFile(join(dir, name), content)));
+  const tls = Object.keys(contents).flatMap((name) => [`--${name}`, join(dir, name)]);
+  return ['--kedge', kedge.url, '--server-name', KEDGE_NAME, ...tls];
+}
+
+describe('kedge-dialer', () => {
+  it('explains without a kedge', async (t) => {
+    const dir = await tempDir(t);
+    const mapper = join(dir, 'mapper.json');
+    const auth = join(dir, 'auth.json');
+    const regexp = { exp: '[.](?P<c>[a-z0-9]+)[.]mesh', url: 'https://${c}.example.net' };
+    await writeFile(mapper, JSON.stringify({ routes: [{ proxy_auth: 'edge', regexp }] }));
+    await writeFile(auth, JSON.stringify({ auth_sources: [{ name: 'edge', token: { token: 'canary-token' } }] }));
+    const { status, out } = await run('explain', 'http://a.us1.mesh', '--mapper', mapper, '--auth', auth);
+    assert.equal(status, 0, out);
+    assert.match(out, /warning: .*routes\[0\]\.regexp: without \^ and \$/);
+    assert.match(out, /through a kedge[\s\S]*us1\.example\.net:443[\s\S]*proxy auth +edge/);
+    assert.doesNotMatch(out, /canary/);
+    const strict = await run('explain', 'http://a.us1.mesh', '--mapper', mapper, '--auth', auth, '--strict');
+    assert.equal(strict.status, 2);
+    const json = await run(
+      'explain',
+      'x.us1.prod:90',
+      '--grpc',
+      '--match',
+      '*.prod',
+      '--suffix',
+      '.k.example.net',
+      '--json',
+    );
+    assert.equal(JSON.parse(json.out).kedges[0].kedge, 'us1.k.example.net:443');
+    const refused = await run('explain', 'http://a b', '--kedge', 'https://x.test');
+    assert.deepEqual([refused.status, /ERR_KEDGE_TARGET/.test(refused.out)], [1, true]);
+  });
+
+  it('checks every stage of the way, on both wires', async (t) => {
+    const kedge = await startKedge(t);
+    const flags = await files(t, kedge);
+    const { status, out } = await run('check', 'http://a.us1:8080', '--path', '/health', ...flags);
+    assert.equal(status, 0, out);
+    assert.match(out, /ok {3}tcp +\d+ ms {2}127\.0\.0\.1:\d+/);
+    assert.match(out, /ok {3}tls .*TLSv1\.3, h2; kedge us1\.kedge\.test until \S+Z; client CN=pod until \S+Z/);
+    assert.match(out, /ok {3}request .*status 200/);
+    assert.match(out, /a\.us1:8080 can be reached\n$/);
+    assert.equal(kedge.seen[0]!.path, '/health');
+    assert.equal(kedge.seen[0]!.authority, 'a.us1:8080');
+    const rpc = await startGrpcKedge(t);
+    const grpc = await run('check', 'a.us1:90', '--grpc', ...(await files(t, rpc)), '--json');
+    assert.equal(grpc.status, 0, grpc.out);
+    const { ok, steps } = JSON.parse(grpc.out);
+    assert.equal(ok, true);
+    assert.match(steps.at(-1).detail, /without this service/);
+  });
+
+  it('says which stage failed and why', async (t) => {
+    const kedge = await startKedge(t, {
+      handler: (_request, response) => {
+        response.statusCode = 502;
+        response.setHeader('x-kedge-error', 'unknown route to service');
+        response.setHeader('x-kedge-error-type', 'unknown-route-error');
+        response.end();
+      },
+    });
+    const flags = await files(t, kedge);
+    const reported = await run('check', 'http://a.us1', ...flags);
+    assert.equal(reported.status, 1);
+    assert.match(reported.out, /FAIL request .*ERR_KEDGE_REPORTED.*unknown route to service/);
+    const wrongName = await run(
+      'check',
+      'http://a.us1',
+      ...flags.map((flag) => (flag === KEDGE_NAME ? 'other.test' : flag)),
+    );
+    assert.equal(wrongName.status, 1);
+    assert.match(wrongName.out, /FAIL tls .*ERR_KEDGE_CERTIFICATE.*other\.test/);
+    await kedge.close();
+    const refused = await run('check', 'http://a.us1', ...flags);
+    assert.equal(refused.status, 1);
+    assert.match(refused.out, /FAIL tcp .*ECONNREFUSED/);
+    const noName = await run('check', 'http://a.us1', '--kedge', 'https://nowhere.invalid');
+    assert.match(noName.out, /FAIL dns .*ERR_KEDGE_DNS/);
+  });
+
+  it('helps, and refuses what makes no sense with status 2', async () => {
+    const help = await run('--help');
+    assert.equal(help.status, 0);
+    assert.match(help.out, /^Usage: kedge-dialer explain/);
+    for (const args of [
+      [],
+      ['explain'],
+      ['dial', 'x'],
+      ['explain', 'x'],
+      ['explain', 'x', 'y', '--kedge', 'https://k'],
+      ['explain', 'x', '--kedge', 'https://k', '--mapper', 'm'],
+      ['explain', 'x', '--kedge', 'ftp://k'],
+      ['explain', 'x', '--mapper', '/nowhere'],
+      ['explain', 'x', '--kedge', 'https://k', '--cert', 'c'],
+      ['explain', 'x', '--kedge', 'https://k', '--ca', 'c'],
+      ['explain', 'x', '--what'],
+    ]) {
+      const { status, out } = await run(...args);
+      assert.equal(status, 2, `${args} ${out}`);
+      assert.match(out, /^kedge-dialer: .+\nTry 'kedge-dialer --help'\.\n$/, out);
+    }
+  });
+});
