@@ -37,13 +37,15 @@ export function suffix(options: SuffixOptions): Mapper {
     throw invalid(`\`match\` ${quote(match)}: "*" is a whole label`);
   const named = canonicalLabels('match', wanted.map((label) => (label === '*' ? 'any' : label)).join('.'), match);
   const pattern = named.map((label, i) => (wanted[i] === '*' ? '*' : label));
+  // Most names that do not match do not end like it: that is seen without taking them apart.
+  const ending = `.${pattern.slice(pattern.lastIndexOf('*') + 1).join('.')}`;
   const end = canonicalLabels('suffix', tail.slice(1), tail).join('.');
   // Building one route now finds mistakes in the options before the first call does.
   route({ ...routeOptions, kedge: `${scheme}://x.${end}` });
 
   const routes = new LRUCache<string, Route>({ max: MAX_ROUTES });
   const mapper: Mapper = (target) => {
-    const captured = capture(pattern, target.hostname);
+    const captured = target.hostname.endsWith(ending) ? capture(pattern, target.hostname) : undefined;
     if (captured === undefined) return undefined;
     let found = routes.get(captured);
     if (found === undefined) {

@@ -6,8 +6,10 @@ import { readFileSync } from 'node:fs';
 import os from 'node:os';
 import { parseArgs } from 'node:util';
 import { type Bench, startBench } from './bench.ts';
+import { connections } from './connections.ts';
 import { grpcRows } from './grpc.ts';
 import { httpRows } from './http.ts';
+import { lookups } from './lookups.ts';
 import type { Row } from './measure.ts';
 
 const { values } = parseArgs({
@@ -18,7 +20,7 @@ const { values } = parseArgs({
   },
 });
 
-const PARTS: ((bench: Bench) => Promise<void>)[] = [httpRows, grpcRows];
+const PARTS: ((bench: Bench) => Promise<void>)[] = [httpRows, grpcRows, connections, lookups];
 
 const bench = await startBench(values.only);
 for (const part of PARTS) await part(bench);

@@ -53,6 +53,7 @@ async function listen(serve: (socket: tls.TLSSocket) => void): Promise<number> {
     key: server.key,
     ca: ca.cert,
     requestCert: true,
+    rejectUnauthorized: false,
     ALPNProtocols: ['h2', 'http/1.1'],
   };
   const listener = tls.createServer(options, (socket) => {
