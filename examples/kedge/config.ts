@@ -3,8 +3,12 @@
  * What is unknown, doubled or of the wrong type is an error that gives the file, the JSON path and what was expected.
  */
 
+import { listOf } from './adhoc.ts';
+
 export interface HttpRoute {
   backendName: string;
+  /** Subjects (`CN=checkout`) or SPIFFE IDs of client certificates; empty: every client. An addition of ours. */
+  allowedClients: string[];
   hostMatcher: string;
   portMatcher: number;
   pathRules: string[];
@@ -14,20 +18,46 @@ export interface HttpRoute {
 
 export interface GrpcRoute {
   backendName: string;
+  allowedClients: string[];
   serviceNameMatcher: string;
   authorityHostMatcher: string;
   authorityPortMatcher: number;
   metadataMatcher: Record<string, string>;
 }
 
-export interface Backend {
+export interface AdhocRule {
+  /** A name, or `*` and the end of one. */
+  dnsNameMatcher: string;
+  port: { default: number; allowed: number[]; allowedRanges: { from: number; to: number }[] };
+  dnsNameReplace: { pattern: string; substitution: string } | undefined;
+  /** What may be dialled; empty: everything but this machine, its link and metadata services. An addition of ours. */
+  allowCidrs: string[];
+}
+
+/** Where a backend's addresses come from; exactly one. */
+export interface Resolvers {
+  host: { dnsName: string; port: number } | undefined;
+  srv: { dnsName: string; portOverride: number } | undefined;
+  k8s: { service: string; namespace: string; port: string } | undefined;
+}
+
+export interface BackendConfig extends Resolvers {
   name: string;
-  host: { dnsName: string; port: number };
+  /** Undefined: plain. */
+  security: { insecureSkipVerify: boolean; configName: string } | undefined;
+}
+
+export interface WireConfig<Route> {
+  routes: Route[];
+  adhocRules: AdhocRule[];
+  backends: Map<string, BackendConfig>;
 }
 
 export interface Config {
-  http: { routes: HttpRoute[]; backends: Map<string, Backend> };
-  grpc: { routes: GrpcRoute[]; backends: Map<string, Backend> };
+  http: WireConfig<HttpRoute>;
+  grpc: WireConfig<GrpcRoute>;
+  /** Files of CAs that TLS backends are verified by, by name; the system's for every other name. */
+  tls: Map<string, string>;
 }
 
 /** A value with the place where it stands. */
@@ -42,15 +72,28 @@ type Reader<T> = (node: Node) => T;
 export function readConfig(director: { file: string; text: string }, pool: { file: string; text: string }): Config {
   const routes = parse(
     director,
-    object({ http: object({ routes: list(httpRoute) }), grpc: object({ routes: list(grpcRoute) }) }),
+    object({
+      http: object({ routes: list(httpRoute), adhocRules: list(adhocRule) }),
+      grpc: object({ routes: list(grpcRoute), adhocRules: list(adhocRule) }),
+    }),
   );
   const backends = parse(
     pool,
-    object({ http: object({ backends: list(backend) }), grpc: object({ backends: list(backend) }) }),
+    object({
+      http: object({ backends: list(backend) }),
+      grpc: object({ backends: list(backend) }),
+      tlsServerConfigs: list(tlsConfig),
+    }),
   );
-  const config = {
-    http: { routes: routes.http?.routes ?? [], backends: byName(pool.file, 'http', backends.http?.backends ?? []) },
-    grpc: { routes: routes.grpc?.routes ?? [], backends: byName(pool.file, 'grpc', backends.grpc?.backends ?? []) },
+  const wire = <R>(name: 'http' | 'grpc', own: { routes?: R[]; adhocRules?: AdhocRule[] } | undefined) => ({
+    routes: own?.routes ?? [],
+    adhocRules: own?.adhocRules ?? [],
+    backends: byName(pool.file, name, backends[name]?.backends ?? []),
+  });
+  const config: Config = {
+    http: wire('http', routes.http),
+    grpc: wire('grpc', routes.grpc),
+    tls: new Map(backends.tlsServerConfigs?.map(({ name, caFile }) => [name, caFile])),
   };
   for (const wire of ['http', 'grpc'] as const) {
     for (const [i, { backendName }] of config[wire].routes.entries()) {
@@ -113,9 +156,55 @@ function object<T extends object>(fields: { [K in keyof T]: Reader<T[K]> }): Rea
   };
 }
 
+const flag: Reader<boolean> = ({ value, path }) => {
+  if (typeof value === 'boolean') return value;
+  throw expected(path, 'true or false');
+};
+
+const adhocRule: Reader<AdhocRule> = (node) => {
+  const range = object<{ from: number; to: number }>({ from: port, to: port });
+  const rule = object<AdhocRule>({
+    dnsNameMatcher: text,
+    port: (at) => {
+      const own = object<AdhocRule['port']>({
+        default: port,
+        allowed: list(port),
+        allowedRanges: list((each) => ({ from: 0, to: 0, ...range(each) })),
+      })(at);
+      return { default: own.default || 80, allowed: own.allowed ?? [], allowedRanges: own.allowedRanges ?? [] };
+    },
+    dnsNameReplace: (at) => ({
+      pattern: '',
+      substitution: '',
+      ...object<NonNullable<AdhocRule['dnsNameReplace']>>({ pattern: text, substitution: text })(at),
+    }),
+    allowCidrs: (at) => {
+      const cidrs = list(text)(at);
+      try {
+        listOf(cidrs);
+      } catch {
+        throw expected(at.path, 'networks such as 10.0.0.0/8');
+      }
+      return cidrs;
+    },
+  })(node);
+  return {
+    dnsNameMatcher: required(node, 'dns_name_matcher', rule.dnsNameMatcher),
+    port: rule.port ?? { default: 80, allowed: [80], allowedRanges: [] },
+    dnsNameReplace: rule.dnsNameReplace,
+    allowCidrs: rule.allowCidrs ?? [],
+  };
+};
+
+const tlsConfig: Reader<{ name: string; caFile: string }> = (node) => {
+  const config = object<{ name: string; caFile: string }>({ name: text, caFile: text })(node);
+  return { name: required(node, 'name', config.name), caFile: config.caFile ?? '' };
+};
+
 const httpRoute: Reader<HttpRoute> = (node) => {
   const route = object<HttpRoute>({
     backendName: text,
+    allowedClients: list(text),
     hostMatcher: text,
     portMatcher: port,
     pathRules: list(text),
@@ -123,6 +212,7 @@ const httpRoute: Reader<HttpRoute> = (node) => {
     proxyMode: oneOf('ANY', 'REVERSE_PROXY', 'FORWARD_PROXY'),
   })(node);
   return {
+    allowedClients: [],
     hostMatcher: '',
     portMatcher: 0,
     pathRules: [],
@@ -136,12 +226,14 @@ const httpRoute: Reader<HttpRoute> = (node) => {
 const grpcRoute: Reader<GrpcRoute> = (node) => {
   const route = object<GrpcRoute>({
     backendName: text,
+    allowedClients: list(text),
     serviceNameMatcher: text,
     authorityHostMatcher: text,
     authorityPortMatcher: port,
     metadataMatcher: headers,
   })(node);
   return {
+    allowedClients: [],
     serviceNameMatcher: '',
     authorityHostMatcher: '',
     authorityPortMatcher: 0,
@@ -151,16 +243,34 @@ const grpcRoute: Reader<GrpcRoute> = (node) => {
   };
 };
 
-const backend: Reader<Backend> = (node) => {
-  const fields = object<Backend & { balancer: string }>({
+const backend: Reader<BackendConfig> = (node) => {
+  const fields = object<BackendConfig & { balancer: string }>({
     name,
     balancer: oneOf('ROUND_ROBIN'),
+    security: (at) => ({
+      insecureSkipVerify: false,
+      configName: '',
+      ...object<NonNullable<BackendConfig['security']>>({ insecureSkipVerify: flag, configName: text })(at),
+    }),
     host: (at) => {
-      const host = object<Backend['host']>({ dnsName: text, port })(at);
+      const host = object<NonNullable<Resolvers['host']>>({ dnsName: text, port })(at);
       return { dnsName: required(at, 'dns_name', host.dnsName), port: required(at, 'port', host.port) };
     },
+    srv: (at) => {
+      const srv = object<NonNullable<Resolvers['srv']>>({ dnsName: text, portOverride: port })(at);
+      return { dnsName: required(at, 'dns_name', srv.dnsName), portOverride: srv.portOverride ?? 0 };
+    },
+    k8s: (at) => {
+      const { dnsPortName } = object<{ dnsPortName: string }>({ dnsPortName: text })(at);
+      const parts = /^([a-z0-9-]+)\.([a-z0-9-]+):([a-z0-9-]+)$/.exec(required(at, 'dns_port_name', dnsPortName));
+      if (parts === null) throw expected(`${at.path}.dns_port_name`, 'service.namespace:port');
+      return { service: parts[1]!, namespace: parts[2]!, port: parts[3]! };
+    },
   })(node);
-  return { name: required(node, 'name', fields.name), host: required(node, 'host', fields.host) };
+  const { host, srv, k8s, security } = fields;
+  if ([host, srv, k8s].filter((each) => each !== undefined).length !== 1)
+    throw expected(node.path, 'one of host, srv and k8s');
+  return { name: required(node, 'name', fields.name), host, srv, k8s, security };
 };
 
 function parse<T>({ file, text: json }: { file: string; text: string }, read: Reader<T>): T {
@@ -171,8 +281,8 @@ function parse<T>({ file, text: json }: { file: string; text: string }, read: Re
   }
 }
 
-function byName(file: string, wire: string, backends: Backend[]): Map<string, Backend> {
-  const named = new Map<string, Backend>();
+function byName(file: string, wire: string, backends: BackendConfig[]): Map<string, BackendConfig> {
+  const named = new Map<string, BackendConfig>();
   for (const [i, each] of backends.entries()) {
     if (named.has(each.name)) throw new Error(`${file}: ${wire}.backends[${i}].name: "${each.name}" is there twice`);
     named.set(each.name, each);

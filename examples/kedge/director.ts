@@ -6,6 +6,8 @@ export interface HttpTarget {
   host: string;
   /** 80 where the request named none, 443 for an absolute https URL. */
   port: number;
+  /** Undefined where the request named none. */
+  namedPort: number | undefined;
   path: string;
   headers: Readonly<Record<string, string | string[] | undefined>>;
   /** Forward: the request line held an absolute URL. */
@@ -22,8 +24,8 @@ export interface GrpcTarget {
   metadata: Readonly<Record<string, string | string[] | undefined>>;
 }
 
-/** The backend of the first route that matches; undefined: unknown route. */
-export function routeHttp(routes: readonly HttpRoute[], target: HttpTarget): string | undefined {
+/** The first route that matches; undefined: unknown route. */
+export function routeHttp(routes: readonly HttpRoute[], target: Omit<HttpTarget, 'namedPort'>): HttpRoute | undefined {
   return routes.find(
     (route) =>
       (route.proxyMode === 'ANY' || route.proxyMode === target.mode) &&
@@ -31,18 +33,18 @@ export function routeHttp(routes: readonly HttpRoute[], target: HttpTarget): str
       (route.portMatcher === 0 || route.portMatcher === target.port) &&
       (route.pathRules.length === 0 || route.pathRules.some((rule) => matches(rule, target.path))) &&
       Object.entries(route.headerMatcher).every(([name, value]) => valuesOf(target.headers, name).join(', ') === value),
-  )?.backendName;
+  );
 }
 
-/** The backend of the first route that matches; undefined: unknown route. */
-export function routeGrpc(routes: readonly GrpcRoute[], target: GrpcTarget): string | undefined {
+/** The first route that matches; undefined: unknown route. */
+export function routeGrpc(routes: readonly GrpcRoute[], target: GrpcTarget): GrpcRoute | undefined {
   return routes.find(
     (route) =>
       (route.serviceNameMatcher === '' || matches(route.serviceNameMatcher, target.method)) &&
       (route.authorityHostMatcher === '' || route.authorityHostMatcher.toLowerCase() === target.host) &&
       (route.authorityPortMatcher === 0 || route.authorityPortMatcher === target.port) &&
       Object.entries(route.metadataMatcher).every(([name, value]) => valuesOf(target.metadata, name).includes(value)),
-  )?.backendName;
+  );
 }
 
 /** `host`, `host:port` or `[v6]:port`; undefined when it is none of them. Brackets are dropped, a final dot too. */

@@ -1,12 +1,27 @@
-import http2, { constants, type IncomingHttpHeaders, type ServerHttp2Stream } from 'node:http2';
-import type { Backend, Config } from './config.ts';
+import { type ClientHttp2Stream, constants, type IncomingHttpHeaders, type ServerHttp2Stream } from 'node:http2';
+import { AdhocError, resolveAdhoc } from './adhoc.ts';
+import type { Backend, Line } from './backend.ts';
+import type { GrpcRoute } from './config.ts';
 import { routeGrpc, splitAuthority } from './director.ts';
-import { type Caller, towardsBackend, towardsClient } from './headers.ts';
+import { type Caller, isAllowed, towardsBackend, towardsClient } from './headers.ts';
+import { lookUp, type WireState } from './state.ts';
 
 const { NGHTTP2_CANCEL, NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR } = constants;
 
 /** gRPC status codes that a kedge gives (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md). */
-export const STATUS = { invalidArgument: 3, unimplemented: 12, unavailable: 14, unauthenticated: 16 } as const;
+export const STATUS = {
+  invalidArgument: 3,
+  notFound: 5,
+  permissionDenied: 7,
+  unimplemented: 12,
+  unavailable: 14,
+  unauthenticated: 16,
+} as const;
+const ADHOC_STATUS = {
+  INVALID_ARGUMENT: STATUS.invalidArgument,
+  NOT_FOUND: STATUS.notFound,
+  PERMISSION_DENIED: STATUS.permissionDenied,
+} as const;
 
 /** `application/grpc`, with a suffix or parameters, but not grpc-web, which is HTTP. */
 export function isGrpc(headers: IncomingHttpHeaders): boolean {
@@ -15,60 +30,71 @@ export function isGrpc(headers: IncomingHttpHeaders): boolean {
 
 /**
  * Proxies gRPC as HTTP/2 streams, so that every kind of call, its trailers, deadline (`grpc-timeout` is a header) and
- * cancellation pass without being understood. One connection to each backend, dialled again when it is lost.
+ * cancellation pass without being understood.
  */
 export class GrpcProxy {
-  private readonly config: Config['grpc'];
+  private readonly state: () => WireState<GrpcRoute>;
   private readonly stripProxyAuth: boolean;
-  private readonly sessions = new Map<string, http2.ClientHttp2Session>();
 
-  constructor(config: Config['grpc'], stripProxyAuth: boolean) {
-    this.config = config;
+  constructor(state: () => WireState<GrpcRoute>, stripProxyAuth: boolean) {
+    this.state = state;
     this.stripProxyAuth = stripProxyAuth;
   }
 
-  handle(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, caller: Caller): void {
+  async handle(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, caller: Caller): Promise<void> {
     const path = headers[':path'] ?? '';
+    const backend = await this.find(stream, headers, path, caller);
+    if (backend === undefined) return;
+    const use = async (line: Line) => {
+      if (line.is !== 'h2' || line.session.closed || line.session.destroyed) return false;
+      // A client that went away meanwhile wants nothing any more.
+      if (stream.destroyed) return true;
+      const upstream = line.session.request({
+        ...towardsBackend(headers, caller, this.stripProxyAuth),
+        ':method': 'POST',
+        ':path': path,
+        ':authority': caller.authority,
+        te: 'trailers',
+      });
+      connect(stream, upstream);
+      return true;
+    };
+    await backend.dial('grpc', use).catch(() => endWith(stream, STATUS.unavailable, 'the backend cannot be reached'));
+  }
+
+  private async find(
+    stream: ServerHttp2Stream,
+    metadata: IncomingHttpHeaders,
+    path: string,
+    caller: Caller,
+  ): Promise<Backend | undefined> {
     const split = splitAuthority(caller.authority);
     if (!/^\/[^/]+\/[^/]+$/.test(path) || split === undefined) {
-      endWith(stream, STATUS.invalidArgument, 'not a gRPC method and authority');
-      return;
+      endWith(stream, STATUS.invalidArgument, 'not a gRPC method, or an authority that is no host and port');
+      return undefined;
     }
-    const { host, port = 0 } = split;
-    const name = routeGrpc(this.config.routes, { method: path.slice(1), host, port, metadata: headers });
-    const backend = name === undefined ? undefined : this.config.backends.get(name);
-    if (backend === undefined) {
-      endWith(stream, STATUS.unimplemented, name === undefined ? 'unknown route to service' : 'unknown backend');
-      return;
+    const { host, port } = split;
+    const { routes, adhocRules, backends, adhoc } = this.state();
+    const route = routeGrpc(routes, { method: path.slice(1), host, port: port ?? 0, metadata });
+    if (route !== undefined) {
+      if (isAllowed(route.allowedClients, caller)) return backends.get(route.backendName);
+      endWith(stream, STATUS.permissionDenied, 'this client is not allowed');
+      return undefined;
     }
-    const upstream = this.session(backend).request({
-      ...towardsBackend(headers, caller, this.stripProxyAuth),
-      ':method': 'POST',
-      ':path': path,
-      ':authority': caller.authority,
-      te: 'trailers',
-    });
-    connect(stream, upstream);
-  }
-
-  close(): void {
-    for (const session of this.sessions.values()) session.close();
-  }
-
-  private session({ name, host: { dnsName, port } }: Backend): http2.ClientHttp2Session {
-    const known = this.sessions.get(name);
-    if (known !== undefined && !known.closed && !known.destroyed) return known;
-    const session = http2.connect(`http://${dnsName}:${port}`, { settings: { initialWindowSize: 1024 * 1024 } });
-    // Its streams report what becomes of it.
-    session.on('error', () => {});
-    session.on('goaway', () => session.close());
-    this.sessions.set(name, session);
-    return session;
+    try {
+      const address = await resolveAdhoc(adhocRules, host, port, lookUp);
+      if (address !== undefined) return adhoc(address);
+      endWith(stream, STATUS.unimplemented, 'unknown route to service');
+    } catch (error) {
+      if (!(error instanceof AdhocError)) throw error;
+      endWith(stream, ADHOC_STATUS[error.grpc], error.message);
+    }
+    return undefined;
   }
 }
 
 /** Joins the client's stream with the backend's, in both directions and in every way to end. */
-function connect(stream: ServerHttp2Stream, upstream: http2.ClientHttp2Stream): void {
+function connect(stream: ServerHttp2Stream, upstream: ClientHttp2Stream): void {
   let trailers: IncomingHttpHeaders = {};
   stream.pipe(upstream);
   upstream.on('response', (headers, flags) => {

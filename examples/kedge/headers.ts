@@ -38,6 +38,7 @@ const SAID_BY_KEDGE = new Set([
 export interface Caller {
   /** The client certificate's subject, such as `CN=checkout`. */
   subject: string | undefined;
+  spiffeId: string | undefined;
   address: string | undefined;
   authority: string;
   /** `1.1` or `2.0`, for `Via`. */
@@ -60,6 +61,15 @@ export function towardsBackend(
   if (caller.address !== undefined) result['x-forwarded-for'] = caller.address;
   if (caller.subject !== undefined) result['x-kedge-client-subject'] = caller.subject;
   return result;
+}
+
+/** Whether a route that names its clients lets this one in: by subject, or by SPIFFE ID. */
+export function isAllowed(allowed: readonly string[], { subject, spiffeId }: Caller): boolean {
+  return allowed.length === 0 || [subject, spiffeId].some((each) => each !== undefined && allowed.includes(each));
+}
+
+export function isSaidByKedge(name: string): boolean {
+  return SAID_BY_KEDGE.has(name.toLowerCase());
 }
 
 /** A backend's headers as the client gets them. */

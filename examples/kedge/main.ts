@@ -1,79 +1,133 @@
 /**
  * The reference kedge: an L7 proxy for the edge of a cluster, with the original's flags and files.
  *
- *   npm run kedge -- --server_tls_cert_file=tls.crt --server_tls_key_file=tls.key --server_tls_client_ca_files=ca.crt \
+ *   npm run kedge -- --server_tls_cert_file=tls.crt --server_tls_key_file=tls.key --server_tls_client_ca_files=ca.crt \\
  *     --kedge_config_director_config_path=director.json --kedge_config_backendpool_config_path=backendpool.json
  */
 import { readFileSync } from 'node:fs';
-import { parseArgs } from 'node:util';
-import { readConfig } from './config.ts';
+import { configSource, readFlags } from '../flags.ts';
+import { bearerGate, type Gate, oidcGate, openGate } from './auth.ts';
+import { Metrics, startDebug } from './debug.ts';
 import { startKedge } from './server.ts';
+import { State } from './state.ts';
 
-const DRAIN_MS = 10_000;
-
-const flag = (value: string) => ({ type: 'string', default: value }) as const;
 const FLAGS = {
-  server_bind_address: flag('127.0.0.1'),
-  server_http_tls_port: flag('8443'),
-  server_tls_cert_file: flag(''),
-  server_tls_key_file: flag(''),
-  server_tls_client_ca_files: flag(''),
-  server_tls_client_cert_required: flag('true'),
-  kedge_config_director_config_path: flag(''),
-  kedge_config_backendpool_config_path: flag(''),
-  unsafe_bearer_token_proxy_auth: flag(''),
-  help: { type: 'boolean', default: false },
-} as const;
+  server_bind_address: '127.0.0.1',
+  server_http_tls_port: 8443,
+  server_grpc_tls_port: 0,
+  server_http_port: 0,
+  server_tls_cert_file: '',
+  server_tls_key_file: '',
+  server_tls_client_ca_files: '',
+  server_tls_client_cert_required: true,
+  kedge_config_director_config_path: '',
+  kedge_config_director_config: '',
+  kedge_config_backendpool_config_path: '',
+  kedge_config_backendpool_config: '',
+  unsafe_bearer_token_proxy_auth: '',
+  server_oidc_provider_url: '',
+  server_oidc_client_id: '',
+  server_oidc_perms_claim: '',
+  server_oidc_whitelist_perms: '',
+  server_sigterm_timeout: 10,
+  log_level: 'info',
+  help: false,
+};
+/** What the original has besides, and what has no counterpart here. */
+const IGNORED =
+  /^(?:kedge_dynamic_routings_enabled|log_backend_resolution_on_addition|logstash_\w+|server_http_max_(?:read|write)_timeout|server_metrics_path|server_tracing_grpc_enabled|server_enable_oidc_for_debug_endpoints|http_(?:reverseproxy|lbtransport|backend)_\w+|grpc_backend_\w+|kedge_config_(?:director|backendpool)_config_\w+)$/;
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({ options: FLAGS });
+  const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
   if (values.help) {
     console.log(
-      `Flags:\n${Object.keys(FLAGS)
-        .map((name) => `  --${name}`)
+      `Flags:\n${Object.entries(FLAGS)
+        .map(([name, value]) => `  --${name}=${value}`)
         .join('\n')}`,
     );
-    console.log(
-      '--server_http_tls_port=any takes any free port. When it is ready it prints {"ready":true,"port":...}.',
-    );
+    console.log('A port is a number, 0 for none, or "any". When it is ready it prints {"ready":true,"port":...}.');
     return;
   }
-  const file = (name: keyof typeof FLAGS) => {
-    const path = String(values[name]);
-    if (path === '') throw new Error(`--${name} is required`);
-    return { file: path, text: readFileSync(path, 'utf8') };
+  const isQuiet = /^(?:error|fatal|panic)$/.test(values.log_level);
+  const log = (message: string) => isQuiet || console.error(`kedge: ${message}`);
+  for (const warning of warnings) log(warning);
+  const file = (name: 'server_tls_cert_file' | 'server_tls_key_file') => {
+    if (values[name] === '') throw new Error(`--${name} is required`);
+    return readFileSync(values[name], 'utf8');
   };
   const clientCas = values.server_tls_client_ca_files
     .split(',')
     .filter(Boolean)
     .map((path) => readFileSync(path, 'utf8'));
-  const clientCertRequired = bool('server_tls_client_cert_required', values.server_tls_client_cert_required);
-  if (clientCertRequired && clientCas.length === 0) {
+  const clientCertRequired = values.server_tls_client_cert_required;
+  if (clientCertRequired && clientCas.length === 0)
     throw new Error('--server_tls_client_ca_files is required while --server_tls_client_cert_required is true');
-  }
-  const port = values.server_http_tls_port === 'any' ? 0 : Number(values.server_http_tls_port);
-  if (!Number.isInteger(port) || port < 0 || port > 65_535)
-    throw new Error('--server_http_tls_port is a port, or "any"');
+  const gate = await gateOf(values);
+  if (!clientCertRequired && gate === openGate)
+    throw new Error('without required client certificates a token is: this kedge would let everybody in');
+  if (values.server_http_tls_port === 0) throw new Error('--server_http_tls_port is required');
 
+  const metrics = new Metrics();
+  const state = new State(
+    configSource(
+      'kedge_config_director_config',
+      values.kedge_config_director_config_path,
+      values.kedge_config_director_config,
+    ),
+    configSource(
+      'kedge_config_backendpool_config',
+      values.kedge_config_backendpool_config_path,
+      values.kedge_config_backendpool_config,
+    ),
+    (message) => {
+      if (message.startsWith('configuration')) metrics.reloads.inc({ taken: String(!message.includes('refused')) });
+      log(message);
+    },
+  );
+  const portOf = (port: number) => (port === -1 ? 0 : port);
   const kedge = await startKedge({
     address: values.server_bind_address,
-    port,
-    cert: file('server_tls_cert_file').text,
-    key: file('server_tls_key_file').text,
+    port: portOf(values.server_http_tls_port),
+    grpcPort: values.server_grpc_tls_port === 0 ? undefined : portOf(values.server_grpc_tls_port),
+    cert: file('server_tls_cert_file'),
+    key: file('server_tls_key_file'),
     clientCas,
     clientCertRequired,
-    config: readConfig(file('kedge_config_director_config_path'), file('kedge_config_backendpool_config_path')),
-    bearerToken: values.unsafe_bearer_token_proxy_auth,
+    state,
+    gate,
+    metrics,
   });
+  let isDraining = false;
+  const debug =
+    values.server_http_port === 0
+      ? undefined
+      : await startDebug(values.server_bind_address, portOf(values.server_http_port), metrics, () => !isDraining);
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    process.once(signal, () => void kedge.close(DRAIN_MS).then(() => process.exit(0)));
+    process.once(signal, async () => {
+      isDraining = true;
+      await kedge.close(values.server_sigterm_timeout * 1000);
+      debug?.close();
+      process.exit(0);
+    });
   }
-  console.log(JSON.stringify({ ready: true, address: values.server_bind_address, port: kedge.port, pid: process.pid }));
+  const { port, grpcPort } = kedge;
+  const ready = { ready: true, address: values.server_bind_address, port, grpcPort, debugPort: debug?.port };
+  console.log(JSON.stringify({ ...ready, pid: process.pid }));
 }
 
-function bool(name: string, value: string): boolean {
-  if (value === 'true' || value === 'false') return value === 'true';
-  throw new Error(`--${name} is true or false`);
+async function gateOf(values: typeof FLAGS): Promise<Gate> {
+  const { unsafe_bearer_token_proxy_auth: token, server_oidc_provider_url: providerUrl } = values;
+  if (token !== '' && providerUrl !== '')
+    throw new Error('--unsafe_bearer_token_proxy_auth and --server_oidc_provider_url exclude each other');
+  if (token !== '') return bearerGate(token);
+  if (providerUrl === '') return openGate;
+  const perms = values.server_oidc_whitelist_perms.split(',').filter(Boolean);
+  const { server_oidc_client_id: clientId, server_oidc_perms_claim: permsClaim } = values;
+  if (clientId === '' || permsClaim === '' || perms.length === 0)
+    throw new Error(
+      '--server_oidc_client_id, --server_oidc_perms_claim and --server_oidc_whitelist_perms go with the provider',
+    );
+  return oidcGate({ providerUrl, clientId, permsClaim, perms });
 }
 
 main().catch((error: Error) => {

@@ -48,7 +48,7 @@ describe('http-routes.json', () => {
         headers: lower,
         mode,
       };
-      assert.equal(routeHttp(config.http.routes, target) ?? null, backend);
+      assert.equal(routeHttp(config.http.routes, target)?.backendName ?? null, backend);
     });
   }
 });
@@ -59,7 +59,10 @@ describe('grpc-routes.json', () => {
   for (const { method, authority = '', metadata = {}, backend } of cases) {
     it(`${method} ${authority} ${JSON.stringify(metadata)} -> ${backend}`, () => {
       const { host, port = 0 } = splitAuthority(authority) ?? { host: '' };
-      assert.equal(routeGrpc(config.grpc.routes, { method: method.slice(1), host, port, metadata }) ?? null, backend);
+      assert.equal(
+        routeGrpc(config.grpc.routes, { method: method.slice(1), host, port, metadata })?.backendName ?? null,
+        backend,
+      );
     });
   }
 });

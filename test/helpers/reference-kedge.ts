@@ -1,8 +1,10 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { readConfig } from '../../examples/kedge/config.ts';
+import { bearerGate, openGate } from '../../examples/kedge/auth.ts';
+import { Metrics } from '../../examples/kedge/debug.ts';
 import { type Kedge, startKedge } from '../../examples/kedge/server.ts';
+import { State } from '../../examples/kedge/state.ts';
 import type { Certificate } from '../../examples/pki.ts';
 import {
   createDialer,
@@ -46,6 +48,8 @@ async function certificates(): Promise<Certificates> {
   return { ca: ca.cert, server, client, identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }) };
 }
 
+const source = (name: string, value: object) => ({ name, path: undefined, read: () => JSON.stringify(value) });
+
 /** The reference kedge in this process. */
 export async function startReferenceKedge(t: TestContext, files: Files): Promise<ReferenceKedge> {
   const all = await certificates();
@@ -56,11 +60,9 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
     key: all.server.key,
     clientCas: [all.ca],
     clientCertRequired: true,
-    bearerToken: files.bearerToken ?? '',
-    config: readConfig(
-      { file: 'director', text: JSON.stringify(files.director) },
-      { file: 'pool', text: JSON.stringify(files.backendPool) },
-    ),
+    gate: files.bearerToken === undefined ? openGate : bearerGate(files.bearerToken),
+    state: new State(source('director', files.director), source('pool', files.backendPool), () => {}),
+    metrics: new Metrics(),
   });
   t.after(() => kedge.close(0));
   return {

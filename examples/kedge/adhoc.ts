@@ -1,0 +1,93 @@
+import { BlockList, isIP } from 'node:net';
+import type { AdhocRule } from './config.ts';
+
+/** Why an adhoc rule did not lead anywhere: the status over HTTP, and the code over gRPC. */
+export class AdhocError extends Error {
+  readonly http: number;
+  readonly grpc: 'INVALID_ARGUMENT' | 'NOT_FOUND' | 'PERMISSION_DENIED';
+
+  constructor(http: number, grpc: AdhocError['grpc'], message: string) {
+    super(message);
+    this.http = http;
+    this.grpc = grpc;
+  }
+}
+
+/** All addresses of a name; rejects when there is none. */
+export type Resolve = (name: string) => Promise<readonly string[]>;
+
+/** This machine, its link, and what clouds answer secrets at: never meant by a rule that does not say so. */
+const DENIED: readonly [string, number][] = [
+  ['0.0.0.0', 8],
+  ['127.0.0.0', 8],
+  ['169.254.0.0', 16],
+  ['224.0.0.0', 4],
+  ['240.0.0.0', 4],
+  ['::', 128],
+  ['::1', 128],
+  ['fe80::', 10],
+  ['ff00::', 8],
+  ['fd00:ec2::254', 128],
+];
+const denied = listOf(DENIED.map(([address, bits]) => `${address}/${bits}`));
+
+/**
+ * The address behind a host name that no route knows, as the first matching rule wants it: undefined when none matches.
+ * The address is checked after the look-up and is the one to dial, so that no second answer can replace it.
+ */
+export async function resolveAdhoc(
+  rules: readonly AdhocRule[],
+  host: string,
+  port: number | undefined,
+  resolve: Resolve,
+): Promise<{ host: string; port: number } | undefined> {
+  const rule = rules.find(({ dnsNameMatcher: matcher }) =>
+    matcher.startsWith('*') ? host.endsWith(matcher.slice(1).toLowerCase()) : host === matcher.toLowerCase(),
+  );
+  if (rule === undefined || isIP(host) !== 0) return undefined;
+  const chosen = port ?? rule.port.default;
+  const { allowed, allowedRanges } = rule.port;
+  const isAllowed = allowed.includes(chosen) || allowedRanges.some(({ from, to }) => from <= chosen && chosen <= to);
+  if (!isAllowed) throw new AdhocError(400, 'INVALID_ARGUMENT', `adhoc: port ${chosen} is not allowed`);
+  const name = replaced(rule, host);
+  let addresses: readonly string[];
+  try {
+    addresses = await resolve(name);
+  } catch {
+    throw new AdhocError(502, 'NOT_FOUND', `adhoc: cannot resolve ${name}`);
+  }
+  const own = rule.allowCidrs.length === 0 ? undefined : listOf(rule.allowCidrs);
+  const address = addresses.map(unmapped).find((each) => (own === undefined ? !has(denied, each) : has(own, each)));
+  if (address === undefined)
+    throw new AdhocError(403, 'PERMISSION_DENIED', `adhoc: the address of ${name} is not allowed`);
+  return { host: address, port: chosen };
+}
+
+function replaced({ dnsNameReplace }: AdhocRule, host: string): string {
+  if (dnsNameReplace === undefined) return host;
+  const { pattern, substitution } = dnsNameReplace;
+  if (pattern === '' || !host.includes(pattern))
+    throw new AdhocError(502, 'NOT_FOUND', `adhoc: ${host} does not hold ${pattern}`);
+  return host.replaceAll(pattern, substitution);
+}
+
+/** `a.b.c.d/n` or `v6/n`; what cannot be read throws. */
+export function listOf(cidrs: readonly string[]): BlockList {
+  const list = new BlockList();
+  for (const cidr of cidrs) {
+    const [address = '', bits = ''] = cidr.split('/');
+    const family = isIP(address) === 6 ? 'ipv6' : 'ipv4';
+    if (isIP(address) === 0 || !/^[0-9]{1,3}$/.test(bits)) throw new Error(`"${cidr}" is not like 10.0.0.0/8`);
+    list.addSubnet(address, Number(bits), family);
+  }
+  return list;
+}
+
+function has(list: BlockList, address: string): boolean {
+  return list.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4');
+}
+
+/** An IPv4 address that is written as IPv6 (RFC 4291 §2.5.5.2) is that IPv4 address. */
+function unmapped(address: string): string {
+  return /^::ffff:([0-9]+\.[0-9]+\.[0-9]+\.[0-9]+)$/i.exec(address)?.[1] ?? address;
+}

@@ -1,0 +1,91 @@
+import dns from 'node:dns/promises';
+import { isIP } from 'node:net';
+import type { BackendConfig } from './config.ts';
+import { watchEndpoints } from './k8s.ts';
+
+/** Something to dial. */
+export interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** The addresses of a backend, kept up to date. */
+export interface Resolver {
+  /** Rejects when there has never been an answer. */
+  addresses(): Promise<readonly Address[]>;
+  close(): void;
+}
+
+/** How long an answer counts where the records do not say, in ms: SRV answers come without their TTL from node:dns. */
+const TTL_MS = 5_000;
+
+export function resolverOf({ host, srv, k8s }: BackendConfig): Resolver {
+  if (k8s !== undefined) return watchEndpoints(k8s);
+  if (srv !== undefined) return new Polled(() => lookUpSrv(srv.dnsName, srv.portOverride));
+  const { dnsName, port } = host!;
+  return new Polled(async () => ({
+    addresses: (await dns.lookup(dnsName, { all: true })).map(({ address }) => ({ host: address, port })),
+    ttlMs: isIP(dnsName) === 0 ? await ttlOf(dnsName) : Number.POSITIVE_INFINITY,
+  }));
+}
+
+interface Answer {
+  readonly addresses: readonly Address[];
+  readonly ttlMs: number;
+}
+
+/** Asks again when an answer is out of date; while none is to be had, the last one serves. */
+class Polled implements Resolver {
+  private readonly ask: () => Promise<Answer>;
+  private answer: Answer | undefined;
+  private expires = 0;
+  private asking: Promise<Answer> | undefined;
+
+  constructor(ask: () => Promise<Answer>) {
+    this.ask = ask;
+  }
+
+  async addresses(): Promise<readonly Address[]> {
+    if (this.answer !== undefined) {
+      // Nobody waits for what is known: a new answer serves the next.
+      if (performance.now() >= this.expires) this.refresh().catch(() => {});
+      return this.answer.addresses;
+    }
+    return (await this.refresh()).addresses;
+  }
+
+  close(): void {}
+
+  private refresh(): Promise<Answer> {
+    this.asking ??= this.ask().then(
+      (answer) => {
+        this.asking = undefined;
+        if (answer.addresses.length > 0 || this.answer === undefined) this.answer = answer;
+        this.expires = performance.now() + answer.ttlMs;
+        return answer;
+      },
+      (error) => {
+        this.asking = undefined;
+        this.expires = performance.now() + TTL_MS;
+        throw error;
+      },
+    );
+    return this.asking;
+  }
+}
+
+async function lookUpSrv(name: string, portOverride: number): Promise<Answer> {
+  const records = await dns.resolveSrv(name);
+  const found = await Promise.all(
+    records.map(async ({ name: target, port }) => {
+      const all = await dns.lookup(target, { all: true });
+      return all.map(({ address }) => ({ host: address, port: portOverride || port }));
+    }),
+  );
+  return { addresses: found.flat(), ttlMs: TTL_MS };
+}
+
+async function ttlOf(name: string): Promise<number> {
+  const records = await dns.resolve4(name, { ttl: true }).catch(() => []);
+  return records.length === 0 ? TTL_MS : Math.max(1, Math.min(...records.map(({ ttl }) => ttl))) * 1000;
+}
