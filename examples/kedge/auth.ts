@@ -29,7 +29,7 @@ export function bearerGate(token: string): Gate {
     consumes: true,
     admits: async (header) => {
       const given = Buffer.from(bearerOf(header) ?? '');
-      return given.length === wanted.length && timingSafeEqual(given, wanted);
+      return given.length > 0 && given.length === wanted.length && timingSafeEqual(given, wanted);
     },
   };
 }

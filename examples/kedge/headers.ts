@@ -1,17 +1,5 @@
 import type { IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http';
-
-/** RFC 9110 §7.6.1: for the next hop only. `te: trailers` is what gRPC needs and is set anew where it matters. */
-const HOP_BY_HOP = new Set([
-  'connection',
-  'http2-settings',
-  'keep-alive',
-  'proxy-authenticate',
-  'proxy-connection',
-  'te',
-  'trailer',
-  'transfer-encoding',
-  'upgrade',
-]);
+import { endToEnd } from '../headers.ts';
 
 /** What only a kedge may say about a caller: from a client it would be a forgery. */
 const SET_BY_KEDGE = new Set([
@@ -51,7 +39,7 @@ export function towardsBackend(
   caller: Caller,
   stripProxyAuth: boolean,
 ): OutgoingHttpHeaders {
-  const result = pick(
+  const result = endToEnd(
     headers,
     (name) => !SET_BY_KEDGE.has(name) && !(stripProxyAuth && name === 'proxy-authorization'),
   );
@@ -74,16 +62,5 @@ export function isSaidByKedge(name: string): boolean {
 
 /** A backend's headers as the client gets them. */
 export function towardsClient(headers: IncomingHttpHeaders): OutgoingHttpHeaders {
-  return pick(headers, (name) => !SAID_BY_KEDGE.has(name));
-}
-
-/** Leaves out pseudo headers, hop-by-hop headers, those that `Connection` names, and what `keep` does not want. */
-function pick(headers: IncomingHttpHeaders, keep: (name: string) => boolean): OutgoingHttpHeaders {
-  const named = new Set((headers.connection ?? '').toLowerCase().split(/\s*,\s*/));
-  const result: OutgoingHttpHeaders = {};
-  for (const [name, value] of Object.entries(headers)) {
-    if (name.startsWith(':') || HOP_BY_HOP.has(name) || named.has(name) || !keep(name)) continue;
-    if (value !== undefined) result[name] = value;
-  }
-  return result;
+  return endToEnd(headers, (name) => !SAID_BY_KEDGE.has(name));
 }

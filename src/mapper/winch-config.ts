@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import type { TokenSource } from '../auth/token-source.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
 import type { RouteOptions } from '../route.ts';
 import type { Wire } from '../target.ts';
@@ -26,6 +27,10 @@ export interface WinchConfigOptions {
 export interface WinchConfig {
   /** For `createDialer({ mapper })`. */
   mapper: Mapper;
+  /** How many routes the mapper file has. */
+  routes: number;
+  /** By name; `invalidate()` makes one ask anew. */
+  tokenSources: ReadonlyMap<string, TokenSource>;
   /** What the original accepts and what may send tokens where nobody meant them to go. */
   warnings: string[];
 }
@@ -73,7 +78,7 @@ const mapperFile = object<{ routes: { route: Partial<WinchRoute>; node: Node }[]
 export function loadWinchConfig(options: WinchConfigOptions): WinchConfig {
   const { mapper, auth, strict = false, login } = options ?? {};
   const { routes = [] } = mapperFile(source('mapper', mapper));
-  const sources = auth === undefined ? new Map() : authSources(source('auth', auth), login);
+  const sources = auth === undefined ? new Map<string, TokenSource>() : authSources(source('auth', auth), login);
   const warnings: string[] = [];
   const directs = new Set<string>();
   const rules = routes.map(({ route, node: { path } }): Rule => {
@@ -93,7 +98,7 @@ export function loadWinchConfig(options: WinchConfigOptions): WinchConfig {
     return { wires, path, mapper: ruleOf(route, path, wires, tokens, directs, warnings) };
   });
   if (strict && warnings.length > 0) throw new KedgeError('ERR_KEDGE_ROUTE', 'config', warnings.join('; '));
-  return { mapper: firstRule(rules), warnings };
+  return { mapper: firstRule(rules), routes: rules.length, tokenSources: sources, warnings };
 }
 
 function ruleOf(

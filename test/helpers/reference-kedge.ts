@@ -42,7 +42,7 @@ export interface ReferenceKedge extends Certificates {
 async function certificates(): Promise<Certificates> {
   const ca = await authority();
   const [server, client] = await Promise.all([
-    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] }),
+    ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME], ip: ['127.0.0.1'] }),
     ca.issue({ cn: 'pod' }),
   ]);
   return { ca: ca.cert, server, client, identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }) };
@@ -60,7 +60,7 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
     key: all.server.key,
     clientCas: [all.ca],
     clientCertRequired: true,
-    gate: files.bearerToken === undefined ? openGate : bearerGate(files.bearerToken),
+    gate: files.bearerToken === undefined || files.bearerToken === '' ? openGate : bearerGate(files.bearerToken),
     state: new State(source('director', files.director), source('pool', files.backendPool), () => {}),
     metrics: new Metrics(),
   });
@@ -78,10 +78,17 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
   };
 }
 
+/** What the program prints when it is ready. */
+export interface KedgeReady {
+  port: number;
+  grpcPort?: number;
+  debugPort?: number;
+}
+
 export interface KedgeProcesses extends Certificates {
   folder: string;
   /** Starts the real program with these files. */
-  start(port: number | 'any'): Promise<NodeProcess<{ port: number }>>;
+  start(port: number | 'any', flags?: readonly string[]): Promise<NodeProcess<KedgeReady>>;
 }
 
 /** The reference kedge as processes of its own, all with the same files. */
@@ -98,7 +105,7 @@ export async function kedgeProcesses(t: TestContext, files: Files): Promise<Kedg
     writeFileSync(join(folder, name), content);
     return `--${name}=${join(folder, name)}`;
   });
-  const start = (port: number | 'any') =>
-    spawnNode<{ port: number }>(t, 'examples/kedge/main.ts', [`--server_http_tls_port=${port}`, ...flags]);
+  const start = (port: number | 'any', more: readonly string[] = []) =>
+    spawnNode<KedgeReady>(t, 'examples/kedge/main.ts', [`--server_http_tls_port=${port}`, ...flags, ...more]);
   return { ...all, folder, start };
 }

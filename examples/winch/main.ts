@@ -1,0 +1,153 @@
+/**
+ * winch, the local proxy of the original: HTTP and plaintext gRPC on this machine, through kedges, with the original's
+ * flags and files.
+ *
+ *   npm run winch -- --server_mapper_config_path=mapper.json --server_auth_config_path=auth.json \
+ *     --client_tls_cert_file=tls.crt --client_tls_key_file=tls.key --client_tls_root_ca_files=ca.crt
+ */
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import http from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles, type WinchLogin } from 'kedge-dialer';
+import { configSource, readFlags } from '../flags.ts';
+import { createGrpcProxy } from './grpc-proxy.ts';
+import { HttpProxy, refuse } from './http-proxy.ts';
+import { Metrics, pages } from './pages.ts';
+
+const FLAGS = {
+  server_http_port: 8070,
+  server_grpc_port: 8071,
+  server_mapper_config_path: '',
+  server_mapper_config: '',
+  server_auth_config_path: '',
+  server_auth_config: '',
+  client_tls_cert_file: '',
+  client_tls_key_file: '',
+  client_tls_root_ca_files: '',
+  client_insecure: false,
+  pac_redirect_sh_expressions: '',
+  pac_file: '',
+  cors_allowed_origin: '',
+  debug_mode: false,
+  log_level: 'info',
+  help: false,
+};
+const IGNORED =
+  /^(?:server_auth_timeout|server_http_max_(?:read|write)_timeout|server_http_monitoring_address|server_metrics_path|server_(?:mapper|auth)_config_\w+|winch_reverseproxy_\w+|logstash_\w+)$/;
+const HEADERS_TIMEOUT_MS = 10_000;
+
+async function main(): Promise<void> {
+  const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
+  if (values.help) {
+    console.log(
+      `Flags:\n${Object.entries(FLAGS)
+        .map(([name, value]) => `  --${name}=${value}`)
+        .join('\n')}`,
+    );
+    return;
+  }
+  const isQuiet = /^(?:error|fatal|panic)$/.test(values.log_level);
+  const log = (message: string) => isQuiet || console.error(`winch: ${message}`);
+
+  const server = http.createServer({ headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: 1000 });
+  const port = await listen(server, values.server_http_port);
+  const logins = new Map<string, (url: URL) => void>();
+  const login: WinchLogin = {
+    origin: `http://127.0.0.1:${port}`,
+    open: (source, authorizationUrl, callback, signal) =>
+      new Promise((resolve, reject) => {
+        console.error(`winch: log in for ${source}: ${authorizationUrl.href}`);
+        logins.set(callback.pathname, resolve);
+        signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+      }),
+  };
+  const config = loadWinchConfig({
+    ...parsed('mapper', values.server_mapper_config_path, values.server_mapper_config),
+    ...(values.server_auth_config_path === '' && values.server_auth_config === ''
+      ? {}
+      : parsed('auth', values.server_auth_config_path, values.server_auth_config)),
+    login,
+  });
+  for (const warning of [...warnings, ...config.warnings]) log(warning);
+  if (config.routes === 0) throw new Error('the mapper has no routes');
+  if (values.client_insecure && config.tokenSources.size > 0)
+    throw new Error('--client_insecure with auth sources would hand their tokens to anybody');
+  const { client_tls_cert_file: cert, client_tls_key_file: key, client_tls_root_ca_files: caFiles } = values;
+  const dialer = createDialer({
+    mapper: config.mapper,
+    ...identityOf(cert, key, caFiles.split(',').filter(Boolean)),
+    ...(values.client_insecure ? { peer: { dangerouslySkipVerification: true } } : {}),
+    onWarning: (warning) => log(warning.message),
+  });
+
+  const metrics = new Metrics();
+  const proxy = new HttpProxy({
+    dialer,
+    log,
+    debug: values.debug_mode,
+    corsOrigins: new Set(values.cors_allowed_origin.split(',').filter(Boolean)),
+    count: (status) => metrics.requests.inc({ status }),
+  });
+  const own = pages({
+    port,
+    pacExpressions: values.pac_redirect_sh_expressions,
+    pacFile: values.pac_file,
+    tokenSources: config.tokenSources,
+    metrics,
+    onCallback: (url) => {
+      const resolve = logins.get(url.pathname);
+      logins.delete(url.pathname);
+      resolve?.(url);
+      return resolve !== undefined;
+    },
+  });
+  server.on('request', (request, response) => {
+    const served = request.url!.startsWith('/') ? own(request, response) : proxy.handle(request, response);
+    served.catch(() => refuse(response, 500, 'transport-unknown-error', 'internal error'));
+  });
+  server.on('upgrade', (request, socket, head) => void proxy.upgrade(request, socket, head));
+  server.on('connect', (request, socket, head) => proxy.connect(request, socket, head));
+  const grpcServer = createGrpcProxy(dialer, values.debug_mode, log);
+  const grpcPort = values.server_grpc_port === 0 ? undefined : await listen(grpcServer, values.server_grpc_port);
+
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.once(signal, async () => {
+      server.close();
+      grpcServer.close();
+      await dialer.close();
+      process.exit(0);
+    });
+  }
+  console.log(JSON.stringify({ ready: true, port, grpcPort, pid: process.pid }));
+}
+
+/** On this machine only, whatever the flags say. */
+async function listen(server: http.Server | ReturnType<typeof createGrpcProxy>, port: number): Promise<number> {
+  server.listen(port === -1 ? 0 : port, '127.0.0.1');
+  await once(server, 'listening');
+  return (server.address() as AddressInfo).port;
+}
+
+/** A path as it is, so that errors name the file. */
+function parsed<K extends 'mapper' | 'auth'>(name: K, path: string, inline: string): Record<K, string | object> {
+  const source = configSource(`server_${name}_config`, path, inline);
+  return { [name]: source.path ?? (JSON.parse(source.read()) as object) } as Record<K, string | object>;
+}
+
+function identityOf(cert: string, key: string, cas: string[]): Pick<DialerOptions, 'identity'> {
+  if (cert === '' && key === '') {
+    if (cas.length > 0)
+      throw new Error('--client_tls_root_ca_files goes with --client_tls_cert_file and --client_tls_key_file');
+    return {};
+  }
+  // One file is watched; several are read once.
+  if (cas.length <= 1) return { identity: pemFiles({ cert, key, ...(cas.length === 0 ? {} : { ca: cas[0]! }) }) };
+  const ca = cas.map((path) => readFileSync(path, 'utf8')).join('\n');
+  return { identity: pem({ cert: readFileSync(cert), key: readFileSync(key), ca }) };
+}
+
+main().catch((error: Error) => {
+  console.error(`winch: ${error.message}`);
+  process.exit(2);
+});

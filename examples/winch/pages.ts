@@ -1,0 +1,81 @@
+import { readFileSync } from 'node:fs';
+import type http from 'node:http';
+import type { TokenSource } from 'kedge-dialer';
+import { Counter, Registry } from 'prom-client';
+
+/** What winch counts. */
+export class Metrics {
+  readonly registry = new Registry();
+  readonly requests = new Counter({
+    name: 'winch_requests_total',
+    help: 'Proxied HTTP requests by status',
+    labelNames: ['status'],
+    registers: [this.registry],
+  });
+}
+
+export interface PagesOptions {
+  /** The proxy's own port, for the PAC file and the allow-list. */
+  readonly port: number;
+  /** Shell expressions of hosts that go through winch, comma separated. */
+  readonly pacExpressions: string;
+  /** A file to serve in place of the PAC. */
+  readonly pacFile: string;
+  readonly tokenSources: ReadonlyMap<string, TokenSource>;
+  readonly metrics: Metrics;
+  /** Somebody came back from logging in. True when it was expected. */
+  onCallback(url: URL): boolean;
+}
+
+/**
+ * Winch's own pages. Only for who asks for this machine by its own name: a page elsewhere whose name resolves to 127.0.0.1
+ * (DNS rebinding) gets nothing.
+ */
+export function pages(
+  options: PagesOptions,
+): (request: http.IncomingMessage, response: http.ServerResponse) => Promise<void> {
+  const { port, metrics, tokenSources } = options;
+  const hosts = new Set(['127.0.0.1', 'localhost', '[::1]'].map((name) => `${name}:${port}`));
+  const pac = options.pacFile === '' ? pacOf(options.pacExpressions, port) : readFileSync(options.pacFile, 'utf8');
+  return async (request, response) => {
+    const url = URL.parse(request.url!, `http://127.0.0.1:${port}`);
+    if (!hosts.has((request.headers.host ?? '').toLowerCase())) {
+      response.writeHead(403).end('winch: this is not how winch is called\n');
+    } else if (url === null) {
+      response.writeHead(400).end();
+    } else if (url.pathname === '/wpad.dat') {
+      response.setHeader('content-type', 'application/x-ns-proxy-autoconfig');
+      response.end(pac);
+    } else if (url.pathname === '/version') {
+      response.end(`kedge-dialer winch, Node ${process.version}\n`);
+    } else if (url.pathname === '/metrics') {
+      response.setHeader('content-type', metrics.registry.contentType);
+      response.end(await metrics.registry.metrics());
+    } else if (url.pathname.startsWith('/winch/cleartoken/')) {
+      const source = tokenSources.get(decodeURIComponent(url.pathname.slice('/winch/cleartoken/'.length)));
+      source?.invalidate?.();
+      response.writeHead(source === undefined ? 404 : 200).end(source === undefined ? 'no such source\n' : 'cleared\n');
+    } else if (options.onCallback(url)) {
+      response.end('You are logged in. This page can be closed.\n');
+    } else {
+      response
+        .writeHead(404)
+        .end('winch: a proxy for http: URLs; its own pages are /wpad.dat, /version and /metrics\n');
+    }
+  };
+}
+
+/** Expressions become string literals of the script and nothing else. */
+function pacOf(expressions: string, port: number): string {
+  const conditions = expressions
+    .split(',')
+    .map((each) => each.trim())
+    .filter(Boolean)
+    .map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
+  return `function FindProxyForURL(url, host) {
+  if (isPlainHostName(host) || !shExpMatch(url, "http:*")) return "DIRECT";
+  if (${conditions.join(' || ') || 'false'}) return "PROXY 127.0.0.1:${port}; DIRECT";
+  return "DIRECT";
+}
+`;
+}

@@ -1,0 +1,314 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { writeFile } from 'node:fs/promises';
+import http from 'node:http';
+import net, { type AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { before, describe, it, type TestContext } from 'node:test';
+import vm from 'node:vm';
+import * as grpc from '@grpc/grpc-js';
+import { type Echo, echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
+import { type NodeProcess, runNode, spawnNode } from '../helpers/process.ts';
+import { kedgeProcesses } from '../helpers/reference-kedge.ts';
+import { tempDir } from '../helpers/temp.ts';
+
+const MAIN = 'examples/winch/main.ts';
+const EchoClient = echoClient();
+
+interface Answer {
+  status: number;
+  headers: http.IncomingHttpHeaders;
+  body: string;
+}
+
+/** As a browser asks a proxy. */
+function ask(port: number, url: string, options: http.RequestOptions & { body?: string } = {}): Promise<Answer> {
+  const { body, ...rest } = options;
+  return new Promise((resolve, reject) => {
+    const headers = { ...(url.startsWith('/') ? {} : { host: new URL(url).host }), ...rest.headers };
+    const request = http.request({ ...rest, host: '127.0.0.1', port, path: url, agent: false, headers });
+    request.on('response', async (response) => {
+      try {
+        const chunks = await response.toArray();
+        resolve({ status: response.statusCode!, headers: response.headers, body: Buffer.concat(chunks).toString() });
+      } catch (error) {
+        reject(error);
+      }
+    });
+    request.on('error', reject);
+    request.end(body);
+  });
+}
+
+interface Chain {
+  winch: NodeProcess<{ port: number; grpcPort: number }>;
+  port: number;
+  /** A gRPC client that speaks to winch in the clear, as in-house tools do. */
+  client(authority: string): InstanceType<typeof EchoClient>;
+  direct: string;
+}
+
+/** client -> winch -> kedge -> backends, each a process of its own but for the backends. */
+async function startChain(t: TestContext, flags: readonly string[] = []): Promise<Chain> {
+  const backend = http.createServer((request, response) => {
+    if (request.url === '/killer') {
+      response.writeHead(200, { 'content-length': '1000' });
+      response.write('cut');
+      setTimeout(() => response.destroy(), 50);
+      return;
+    }
+    response.setHeader('x-winch-error', 'forged');
+    response.setHeader('set-cookie', ['a=1', 'b=2']);
+    request.pipe(response.setHeader('x-seen', JSON.stringify({ ...request.headers, url: request.url })));
+  });
+  backend.on('upgrade', (_request, socket) => {
+    socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n');
+    socket.pipe(socket);
+  });
+  backend.listen(0, '127.0.0.1');
+  await once(backend, 'listening');
+  t.after(() => {
+    backend.closeAllConnections();
+    backend.close();
+  });
+  const { port: backendPort } = backend.address() as AddressInfo;
+  const rpc = await startEchoServer(t);
+  const at = (port: number) => ({ dns_name: '127.0.0.1', port });
+  const routes = (wire: 'http' | 'grpc') => {
+    const host = wire === 'http' ? 'host_matcher' : 'authority_host_matcher';
+    return ['orders', 'gone'].map((name) => ({ backend_name: name, [host]: `${name}.us1.test` }));
+  };
+  const processes = await kedgeProcesses(t, {
+    director: { http: { routes: routes('http') }, grpc: { routes: routes('grpc') } },
+    backendPool: {
+      http: {
+        backends: [
+          { name: 'orders', host: at(backendPort) },
+          { name: 'gone', host: at(1) },
+        ],
+      },
+      grpc: {
+        backends: [
+          { name: 'orders', host: at(rpc.port) },
+          { name: 'gone', host: at(1) },
+        ],
+      },
+    },
+  });
+  const kedge = await processes.start('any', ['--unsafe_bearer_token_proxy_auth=proxy-secret']);
+  const dir = await tempDir(t);
+  const url = `https://127.0.0.1:${kedge.ready.port}`;
+  const exp = (name: string) => ({ exp: `^${name}[.]us1[.]test(:[0-9]+)?$`, url });
+  const files = {
+    mapper: {
+      routes: [
+        { proxy_auth: 'proxy', backend_auth: 'backend', regexp: exp('orders') },
+        { proxy_auth: 'wrong', regexp: exp('wrong') },
+        { proxyAuth: 'proxy', regexp: exp('[a-z]+') },
+      ],
+    },
+    auth: {
+      auth_sources: [
+        { name: 'proxy', token: { token: 'proxy-secret' } },
+        { name: 'wrong', token: { token: 'not-the-secret' } },
+        { name: 'backend', token: { token: 'backend-secret' } },
+      ],
+    },
+    cert: processes.client.cert,
+    key: processes.client.key,
+    ca: processes.ca,
+  };
+  for (const [name, content] of Object.entries(files))
+    await writeFile(join(dir, name), typeof content === 'string' ? content : JSON.stringify(content));
+  const winch: Chain['winch'] = await spawnNode(t, MAIN, [
+    '--server_http_port=any',
+    '--server_grpc_port=any',
+    `--server_mapper_config_path=${join(dir, 'mapper')}`,
+    `--server_auth_config_path=${join(dir, 'auth')}`,
+    `--client_tls_cert_file=${join(dir, 'cert')}`,
+    `--client_tls_key_file=${join(dir, 'key')}`,
+    `--client_tls_root_ca_files=${join(dir, 'ca')}`,
+    ...flags,
+  ]);
+  return {
+    winch,
+    port: winch.ready.port,
+    direct: `http://127.0.0.1:${backendPort}`,
+    client: (authority) => {
+      const client = new EchoClient(`127.0.0.1:${winch.ready.grpcPort}`, grpc.credentials.createInsecure(), {
+        'grpc.default_authority': authority,
+      });
+      t.after(() => client.close());
+      return client;
+    },
+  };
+}
+
+describe('winch', () => {
+  before(async () => {
+    const { status, out } = await runNode(['node_modules/typescript/bin/tsc', '-p', '.']);
+    assert.equal(status, 0, out);
+  });
+
+  it('takes HTTP through the kedge to the backend, with both tokens', async (t) => {
+    const { port, winch } = await startChain(t, ['--debug_mode']);
+    const { status, headers, body } = await ask(port, 'http://orders.us1.test:8080/path?q=1', {
+      method: 'POST',
+      body: 'hello',
+      headers: { authorization: 'Basic mine', 'proxy-authorization': 'Basic mine', 'content-length': 5 },
+    });
+    assert.deepEqual([status, body], [200, 'hello']);
+    const seen = JSON.parse(String(headers['x-seen']));
+    assert.equal(seen.host, 'orders.us1.test:8080');
+    assert.equal(seen.url, '/path?q=1');
+    assert.equal(seen.authorization, 'Bearer backend-secret', "the file's backend_auth wins, as in the original");
+    assert.equal(seen['proxy-authorization'], undefined, 'the kedge consumes it');
+    assert.match(seen['x-kedge-request-id'], /^winch-[0-9a-f-]{36}$/);
+    assert.equal(seen['x-kedge-info-logs'], 'true');
+    assert.equal(headers['x-winch-error'], undefined);
+    assert.deepEqual(headers['set-cookie'], ['a=1', 'b=2']);
+    assert.doesNotMatch(winch.output, /secret/);
+  });
+
+  it('takes gRPC of every kind', async (t) => {
+    const { client } = await startChain(t);
+    const orders = client('orders.us1.test:9090');
+    assert.equal((await unary(orders, 'hi')).text, 'hi');
+    const letters: string[] = [];
+    for await (const { text } of orders.serverStream({ text: 'abc' }) as AsyncIterable<Echo>) letters.push(text);
+    const chat = orders.bidi();
+    chat.write({ text: '1' });
+    chat.end({ text: '2' });
+    for await (const { text } of chat as AsyncIterable<Echo>) letters.push(text);
+    assert.deepEqual(letters, ['a', 'b', 'c', '1', '2']);
+    await assert.rejects(unary(orders, 'x'.repeat(10), undefined, { deadline: Date.now() - 1 }), {
+      code: grpc.status.DEADLINE_EXCEEDED,
+    });
+    await assert.rejects(unary(client('gone.us1.test'), 'x'), { code: grpc.status.UNAVAILABLE });
+    await assert.rejects(unary(client('nobody.us1.test'), 'x'), {
+      code: grpc.status.UNIMPLEMENTED,
+      details: 'unknown route to service',
+    });
+    await assert.rejects(unary(client('wrong.us1.test'), 'x'), { code: grpc.status.UNAUTHENTICATED });
+    await assert.rejects(unary(client('elsewhere.test'), 'x'), { code: grpc.status.UNIMPLEMENTED });
+  });
+
+  it('says what went wrong, and where', async (t) => {
+    const { port, direct } = await startChain(t);
+    const unknown = await ask(port, 'http://nobody.us1.test/');
+    assert.deepEqual([unknown.status, unknown.headers['x-kedge-error']], [502, 'unknown route to service']);
+    const gone = await ask(port, 'http://gone.us1.test/');
+    assert.deepEqual(
+      [gone.status, gone.headers['x-kedge-error-type']],
+      [502, 'no-connection-to-all-resolved-addresses'],
+    );
+    const wrong = await ask(port, 'http://wrong.us1.test/');
+    assert.deepEqual([wrong.status, wrong.headers['x-kedge-error-type']], [401, 'unauthorized']);
+    await assert.rejects(ask(port, 'http://orders.us1.test/killer'), /aborted|ECONNRESET/);
+    assert.equal((await ask(port, 'http://a..b/')).status, 400);
+    const dead = await ask(port, 'http://127.0.0.1:1/');
+    assert.deepEqual([dead.status, dead.headers['x-winch-error-type']], [502, 'transport-unknown-error']);
+    // Unmapped: straight there, with nothing of ours.
+    const plain = await ask(port, `${direct}/x`);
+    assert.equal(plain.status, 200);
+    assert.doesNotMatch(String(plain.headers['x-seen']), /secret/);
+  });
+
+  it('joins upgrades, tunnels to unmapped hosts only', async (t) => {
+    const { port, direct } = await startChain(t);
+    const send = async (text: string, until: RegExp) => {
+      const socket = net.connect(port, '127.0.0.1');
+      t.after(() => socket.destroy());
+      socket.write(text);
+      let out = '';
+      for await (const chunk of socket) {
+        out += chunk;
+        if (until.test(out)) break;
+      }
+      return out;
+    };
+    const upgraded = await send(
+      'GET http://orders.us1.test/ HTTP/1.1\r\nhost: orders.us1.test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\nping',
+      /ping/,
+    );
+    assert.match(upgraded, /^HTTP\/1\.1 101 [\s\S]*\r\n\r\nping$/);
+    const { host } = new URL(direct);
+    const tunnel = await send(`CONNECT ${host} HTTP/1.1\r\nhost: ${host}\r\n\r\nGET /t HTTP/1.0\r\n\r\n`, /x-seen/);
+    assert.match(tunnel, /^HTTP\/1\.1 200 Connection Established\r\n\r\nHTTP\/1\.1 200 OK/);
+    const refused = await send('CONNECT orders.us1.test:443 HTTP/1.1\r\nhost: orders.us1.test:443\r\n\r\n', /$^/);
+    assert.match(refused, /^HTTP\/1\.1 405 [\s\S]*orders\.us1\.test is behind a kedge: ask for it with http:/);
+    assert.match(await send('CONNECT a b HTTP/1.1\r\nhost: x\r\n\r\n', /$^/), /^HTTP\/1\.1 400/);
+    assert.match(await send('CONNECT 127.0.0.1:1 HTTP/1.1\r\nhost: x\r\n\r\n', /$^/), /^HTTP\/1\.1 502/);
+  });
+
+  it('shows its own pages to this machine by name, and to nobody whose name resolves here', async (t) => {
+    const flags = ['--pac_redirect_sh_expressions=*.us1.test, *.us2.test', '--cors_allowed_origin=http://tool.test'];
+    const { port } = await startChain(t, flags);
+    const pac = await ask(port, '/wpad.dat');
+    assert.equal(pac.headers['content-type'], 'application/x-ns-proxy-autoconfig');
+    const shExpMatch = (text: string, pattern: string) =>
+      new RegExp(`^${pattern.replace(/[.+?^$()[\]\\|]/g, '\\$&').replaceAll('*', '.*')}$`).test(text);
+    const context = vm.createContext({ shExpMatch, isPlainHostName: (host: string) => !host.includes('.') });
+    vm.runInContext(pac.body, context);
+    const find = (url: string) =>
+      vm.runInContext(`FindProxyForURL(${JSON.stringify(url)}, ${JSON.stringify(new URL(url).hostname)})`, context);
+    assert.equal(find('http://orders.us1.test/'), `PROXY 127.0.0.1:${port}; DIRECT`);
+    for (const url of ['https://orders.us1.test/', 'ftp://orders.us1.test/', 'http://orders/', 'http://example.com/'])
+      assert.equal(find(url), 'DIRECT', url);
+    assert.match((await ask(port, '/version')).body, /winch/);
+    assert.equal((await ask(port, '/winch/cleartoken/proxy')).status, 200);
+    assert.equal((await ask(port, '/winch/cleartoken/none')).status, 404);
+    await ask(port, 'http://orders.us1.test/');
+    assert.match((await ask(port, '/metrics')).body, /winch_requests_total\{status="200"\} 1/);
+    for (const host of ['evil.test', `evil.test:${port}`, `127.0.0.1:${port}.evil.test`, '127.0.0.1'])
+      assert.equal((await ask(port, '/winch/cleartoken/proxy', { headers: { host } })).status, 403, host);
+    const from = (origin: string) => ask(port, 'http://orders.us1.test/', { headers: { origin } });
+    assert.equal((await from('http://tool.test')).headers['access-control-allow-origin'], 'http://tool.test');
+    assert.equal((await from('http://evil.test')).headers['access-control-allow-origin'], undefined);
+  });
+
+  it('is a proxy that curl can use', {
+    skip: spawnSync('curl', ['--version']).status === 0 ? false : 'needs curl',
+  }, async (t) => {
+    const { port } = await startChain(t);
+    const args = ['-sS', '--proxy', `http://127.0.0.1:${port}`, '-d', 'from curl', 'http://orders.us1.test:8080/'];
+    const { stdout, stderr } = await new Promise<{ stdout: string; stderr: string }>((resolve) => {
+      import('node:child_process').then(({ execFile }) =>
+        execFile('curl', args, (_error, stdout, stderr) => resolve({ stdout, stderr })),
+      );
+    });
+    assert.equal(stdout, 'from curl', stderr);
+  });
+
+  it('starts only when that makes sense', async (t) => {
+    const dir = await tempDir(t);
+    const mapper = `--server_mapper_config=${JSON.stringify({ routes: [{ direct: { key: 'a.test:80', url: 'https://x.test' } }] })}`;
+    const auth = `--server_auth_config=${JSON.stringify({ auth_sources: [{ name: 'x', token: { token: 'canary' } }] })}`;
+    const ports = ['--server_http_port=any', '--server_grpc_port=any'];
+    for (const [flags, message] of [
+      [[], /either --server_mapper_config_path or --server_mapper_config is required/],
+      [['--server_mapper_config={"routes":[]}'], /the mapper has no routes/],
+      [[`--server_mapper_config_path=${join(dir, 'none')}`], /none: cannot be read \(ENOENT\)/],
+      [[mapper, '--what'], /Unknown option '--what'/],
+      [[mapper, auth, '--client_insecure'], /--client_insecure with auth sources/],
+      [[mapper, '--client_tls_root_ca_files=x'], /goes with --client_tls_cert_file/],
+      [[mapper, '--debug_mode=maybe'], /--debug_mode is true or false/],
+    ] as const) {
+      const { status, out } = await runNode([MAIN, ...ports, ...flags]);
+      assert.equal(status, 2, out);
+      assert.match(out, message);
+      assert.doesNotMatch(out, /canary/);
+    }
+    const winch = await spawnNode(t, MAIN, [
+      ...ports,
+      mapper,
+      '--server_http_max_read_timeout',
+      '10s',
+      '--client_insecure',
+      'true',
+    ]);
+    assert.match(winch.output, /--server_http_max_read_timeout has no meaning here/);
+    assert.deepEqual(await winch.stop(), { code: 0, signal: null });
+  });
+});
