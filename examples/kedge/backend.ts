@@ -43,7 +43,9 @@ export class Backend {
       const servername =
         config.host?.dnsName ?? config.srv?.dnsName ?? `${config.k8s!.service}.${config.k8s!.namespace}.svc`;
       this.tls = {
-        ...(net.isIP(servername) === 0 ? { servername } : { host: servername }),
+        // Explicit, or the agent takes it from the caller's `Host`.
+        servername: net.isIP(servername) === 0 ? servername : '',
+        checkServerIdentity: (_host, certificate) => tls.checkServerIdentity(servername, certificate),
         rejectUnauthorized: !security.insecureSkipVerify,
         ...(caFile === '' ? {} : { ca: readFileSync(caFile) }),
       };
@@ -100,15 +102,15 @@ export class Backend {
   /** TLS says which protocol there is; plain backends speak HTTP/1.1, and gRPC is HTTP/2. */
   private async open(wire: 'http' | 'grpc', address: Address): Promise<Line> {
     const { host, port } = address;
-    const h1: Line = { is: 'h1', options: { host, port, agent: this.agent } };
+    const protocol = this.tls === undefined ? 'http:' : 'https:';
+    const h1: Line = { is: 'h1', options: { ...(this.tls as object), protocol, host, port, agent: this.agent } };
     if (wire === 'http' && this.tls === undefined) return h1;
     const socket = await this.connect(address, wire);
     if (wire === 'http' && (socket as tls.TLSSocket).alpnProtocol !== 'h2') {
       socket.destroy();
       return h1;
     }
-    const scheme = this.tls === undefined ? 'http' : 'https';
-    const session = http2.connect(`${scheme}://${net.isIPv6(host) ? `[${host}]` : host}:${port}`, {
+    const session = http2.connect(`${protocol}//${net.isIPv6(host) ? `[${host}]` : host}:${port}`, {
       createConnection: () => socket,
       settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
     });

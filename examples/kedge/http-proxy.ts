@@ -82,7 +82,7 @@ export class HttpProxy {
     const { path } = found.target;
     const use = async (line: Line) => {
       if (line.is === 'h2') return false;
-      const request = http.request({ ...line.options, agent: false, method: exchange.method, path, headers });
+      const request = http.request({ ...line.options, method: exchange.method, path, headers });
       request.on('upgrade', (response, upstream, first) => {
         socket.write(answerOf(response));
         socket.write(first);
