@@ -4,7 +4,7 @@
  *   npm run kedge -- --server_tls_cert_file=tls.crt --server_tls_key_file=tls.key --server_tls_client_ca_files=ca.crt \\
  *     --kedge_config_director_config_path=director.json --kedge_config_backendpool_config_path=backendpool.json
  */
-import { readFileSync } from 'node:fs';
+import { readFileSync, watchFile } from 'node:fs';
 import { configSource, readFlags } from '../flags.ts';
 import { bearerGate, type Gate, oidcGate, openGate } from './auth.ts';
 import { Metrics, startDebug } from './debug.ts';
@@ -33,6 +33,7 @@ const FLAGS = {
   log_level: 'info',
   help: false,
 };
+const RENEW_POLL_MS = 500;
 /** What the original has besides, and what has no counterpart here. */
 const IGNORED =
   /^(?:kedge_dynamic_routings_enabled|log_backend_resolution_on_addition|logstash_\w+|server_http_max_(?:read|write)_timeout|server_metrics_path|server_tracing_grpc_enabled|server_enable_oidc_for_debug_endpoints|http_(?:reverseproxy|lbtransport|backend)_\w+|grpc_backend_\w+|kedge_config_(?:director|backendpool)_config_\w+)$/;
@@ -51,16 +52,14 @@ async function main(): Promise<void> {
   const isQuiet = /^(?:error|fatal|panic)$/.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`kedge: ${message}`);
   for (const warning of warnings) log(warning);
-  const file = (name: 'server_tls_cert_file' | 'server_tls_key_file') => {
-    if (values[name] === '') throw new Error(`--${name} is required`);
-    return readFileSync(values[name], 'utf8');
-  };
-  const clientCas = values.server_tls_client_ca_files
-    .split(',')
-    .filter(Boolean)
-    .map((path) => readFileSync(path, 'utf8'));
+  const { server_tls_cert_file: certFile, server_tls_key_file: keyFile } = values;
+  if (certFile === '') throw new Error('--server_tls_cert_file is required');
+  if (keyFile === '') throw new Error('--server_tls_key_file is required');
+  const caFiles = values.server_tls_client_ca_files.split(',').filter(Boolean);
+  const read = (path: string) => readFileSync(path, 'utf8');
+  const certificates = () => ({ cert: read(certFile), key: read(keyFile), clientCas: caFiles.map(read) });
   const clientCertRequired = values.server_tls_client_cert_required;
-  if (clientCertRequired && clientCas.length === 0)
+  if (clientCertRequired && caFiles.length === 0)
     throw new Error('--server_tls_client_ca_files is required while --server_tls_client_cert_required is true');
   const gate = await gateOf(values);
   if (!clientCertRequired && gate === openGate)
@@ -89,14 +88,23 @@ async function main(): Promise<void> {
     address: values.server_bind_address,
     port: portOf(values.server_http_tls_port),
     grpcPort: values.server_grpc_tls_port === 0 ? undefined : portOf(values.server_grpc_tls_port),
-    cert: file('server_tls_cert_file'),
-    key: file('server_tls_key_file'),
-    clientCas,
+    certificates: certificates(),
     clientCertRequired,
     state,
     gate,
     metrics,
   });
+  // By polling, through symbolic links: certificates are renewed while we run.
+  for (const path of [certFile, keyFile, ...caFiles]) {
+    watchFile(path, { interval: RENEW_POLL_MS, persistent: false }, () => {
+      try {
+        kedge.renew(certificates());
+        log('certificates renewed');
+      } catch (error) {
+        log(`certificates refused, the old ones stay: ${(error as Error).message}`);
+      }
+    });
+  }
   let isDraining = false;
   const debug =
     values.server_http_port === 0

@@ -11,16 +11,20 @@ import type { Caller } from './headers.ts';
 import { type Exchange, HttpProxy, refuse } from './http-proxy.ts';
 import type { State } from './state.ts';
 
+/** What the kedge shows, and the CAs of client certificates, PEM. */
+export interface Certificates {
+  cert: string;
+  key: string;
+  clientCas: string[];
+}
+
 export interface KedgeOptions {
   address: string;
   /** For HTTP and gRPC. 0 takes any free port. */
   port: number;
   /** For gRPC only; undefined: none. */
   grpcPort?: number | undefined;
-  cert: string;
-  key: string;
-  /** CAs of client certificates. */
-  clientCas: string[];
+  certificates: Certificates;
   clientCertRequired: boolean;
   state: State;
   gate: Gate;
@@ -30,6 +34,8 @@ export interface KedgeOptions {
 export interface Kedge {
   readonly port: number;
   readonly grpcPort: number | undefined;
+  /** For new connections; throws when they cannot be used. */
+  renew(certificates: Certificates): void;
   /** Takes no new connections, lets requests finish, and cuts what is left after `deadlineMs`. */
   close(deadlineMs: number): Promise<void>;
 }
@@ -122,14 +128,11 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
   const listen = async (port: number, alpn: string[]) => {
     const server = tls.createServer(
       {
-        cert: options.cert,
-        key: options.key,
-        ca: options.clientCas,
-        requestCert: options.clientCas.length > 0,
+        ...contextOf(options.certificates),
+        requestCert: options.certificates.clientCas.length > 0,
         rejectUnauthorized: options.clientCertRequired,
         handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
         ALPNProtocols: alpn,
-        minVersion: 'TLSv1.2',
       },
       (socket) => {
         sockets.add(socket);
@@ -156,6 +159,9 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
   return {
     port: portOf(servers[0])!,
     grpcPort: portOf(servers[1]),
+    renew: (certificates) => {
+      for (const server of servers) server.setSecureContext(contextOf(certificates));
+    },
     close: async (deadlineMs) => {
       draining = true;
       const closed = Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
@@ -173,6 +179,10 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
       state.close();
     },
   };
+}
+
+function contextOf({ cert, key, clientCas }: Certificates): tls.SecureContextOptions {
+  return { cert, key, ca: clientCas, minVersion: 'TLSv1.2' };
 }
 
 function h1Exchange(request: http.IncomingMessage, response: http.ServerResponse): Exchange {

@@ -473,6 +473,30 @@ describe('the program', () => {
     });
   });
 
+  it('shows a renewed certificate to new connections', async (t) => {
+    const ca = await authority();
+    const processes = await kedgeProcesses(t, { director: {}, backendPool: {} });
+    const kedge = await processes.start('any');
+    const serial = async () => {
+      const options = { servername: KEDGE_NAME, ...processes.client, ca: processes.ca };
+      const socket = tls.connect({ host: '127.0.0.1', port: kedge.ready.port, ...options });
+      await once(socket, 'secureConnect');
+      const { serialNumber } = socket.getPeerCertificate();
+      socket.destroy();
+      return serialNumber;
+    };
+    assert.equal(await serial(), processes.server.serial);
+    writeFileSync(join(processes.folder, 'server_tls_key_file'), 'garbage');
+    for (let i = 0; i < 100 && !/certificates refused/.test(kedge.output); i += 1) await sleep(30);
+    assert.match(kedge.output, /certificates refused, the old ones stay/);
+    assert.equal(await serial(), processes.server.serial);
+    const next = await ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] });
+    writeFileSync(join(processes.folder, 'server_tls_cert_file'), next.cert);
+    writeFileSync(join(processes.folder, 'server_tls_key_file'), next.key);
+    for (let i = 0; i < 100 && (await serial()) !== next.serial; i += 1) await sleep(30);
+    assert.equal(await serial(), next.serial);
+  });
+
   it('loses no request when it is asked to end at 200 a second', async (t) => {
     const { ports } = await backends(t, 1);
     const rpc = await startEchoServer(t);

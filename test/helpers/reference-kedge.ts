@@ -56,9 +56,7 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
   const kedge = await startKedge({
     address: '127.0.0.1',
     port: 0,
-    cert: all.server.cert,
-    key: all.server.key,
-    clientCas: [all.ca],
+    certificates: { cert: all.server.cert, key: all.server.key, clientCas: [all.ca] },
     clientCertRequired: true,
     gate: files.bearerToken === undefined || files.bearerToken === '' ? openGate : bearerGate(files.bearerToken),
     state: new State(source('director', files.director), source('pool', files.backendPool), () => {}),
