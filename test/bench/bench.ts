@@ -15,6 +15,10 @@ export interface BenchServer {
   /** The same behind 50 ms of distance. */
   readonly farHttpPort: number;
   readonly farGrpcPort: number;
+  /** What it answers with, in the clear. */
+  readonly plainPort: number;
+  readonly kedgeCert: string;
+  readonly kedgeKey: string;
   readonly ca: string;
   readonly cert: string;
   readonly key: string;
@@ -31,6 +35,8 @@ export interface Bench {
   row(name: string, rival: string, concurrency: number, ours: Call, theirs: Call): Promise<void>;
   /** Measures something else. */
   fact(name: string, rival: string, measure: () => Promise<string>): Promise<void>;
+  /** What `--only` said. */
+  readonly only: string;
   wanted(name: string): boolean;
   stop(): void;
 }
@@ -44,6 +50,7 @@ export async function startBench(only: string): Promise<Bench> {
   return {
     server,
     rows,
+    only,
     wanted,
     dial: (port, options = {}) =>
       createDialer({

@@ -12,7 +12,7 @@ const NAME = 'us1.kedge.test';
 const blob = Buffer.alloc(8 * 1024 * 1024, 'b');
 
 const ca = await createAuthority('bench CA');
-const [server, client] = await Promise.all([ca.issue({ cn: NAME, dns: [NAME] }), ca.issue({ cn: 'pod' })]);
+const [server, client] = await Promise.all([ca.issue({ cn: NAME, dns: [NAME, 'localhost'] }), ca.issue({ cn: 'pod' })]);
 
 const answer = (
   request: http.IncomingMessage | http2.Http2ServerRequest,
@@ -86,6 +86,8 @@ async function relay(to: number): Promise<number> {
 
 const httpPort = await listen((socket) => (socket.alpnProtocol === 'h2' ? h2 : h1).emit('connection', socket));
 const grpcPort = await listen((socket) => injector.injectConnection(socket));
+const plain = http.createServer({ keepAliveTimeout: 60_000 }, answer);
+await new Promise<void>((resolve) => plain.listen(0, '127.0.0.1', resolve));
 process.on('message', () => process.send!({ handshakes }));
 process.on('disconnect', () => process.exit());
 process.send!({
@@ -93,6 +95,9 @@ process.send!({
   grpcPort,
   farHttpPort: await relay(httpPort),
   farGrpcPort: await relay(grpcPort),
+  plainPort: (plain.address() as AddressInfo).port,
+  kedgeCert: server.cert,
+  kedgeKey: server.key,
   ca: ca.cert,
   cert: client.cert,
   key: client.key,
