@@ -1,0 +1,29 @@
+/**
+ * Runs all tests, and searches what they print, and what the programs print that they run, for what must never be printed:
+ * keys, and the tokens and secrets that the tests use.
+ */
+import { spawn } from 'node:child_process';
+
+const SECRETS =
+  /-----BEGIN [A-Z ]*PRIVATE KEY-----|canary-[a-z-]+|top-secret|proxy-secret|backend-secret|client-secret/g;
+
+const child = spawn(process.execPath, ['--test', ...process.argv.slice(2)], { stdio: ['inherit', 'pipe', 'pipe'] });
+const found = new Set<string>();
+let bytes = 0;
+for (const [stream, out] of [
+  [child.stdout, process.stdout],
+  [child.stderr, process.stderr],
+] as const) {
+  let tail = '';
+  stream.setEncoding('utf8').on('data', (text: string) => {
+    bytes += text.length;
+    for (const [secret] of (tail + text).matchAll(SECRETS)) found.add(secret);
+    tail = (tail + text).slice(-100);
+    out.write(text);
+  });
+}
+child.on('close', (code) => {
+  for (const secret of found) console.error(`printed, and should never be: ${secret}`);
+  console.log(`${bytes} bytes of output searched for tokens and keys: ${found.size} found`);
+  process.exitCode = code === 0 && found.size === 0 ? 0 : 1;
+});
