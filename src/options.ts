@@ -1,6 +1,7 @@
 import { KedgeError } from './errors.ts';
 import { type Identity, isIdentity } from './identity/identity.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
+import { type ProxyAddress, proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
 
 /** Anything that dispatches like an undici `Dispatcher`, of any version from 6 on. */
@@ -84,6 +85,11 @@ export interface ConnectOptions {
   maxConnectionAgeMs?: number;
   /** How long the kedge's addresses count. Default: the TTL of the DNS record; 30 000 where none is known. */
   dnsTtlMs?: number;
+  /**
+   * An HTTP proxy that every kedge is dialled through, by CONNECT: `http://user:password@proxy.example.com:3128`. TLS is end to
+   * end. Proxy variables of the environment do not count. Default: none.
+   */
+  proxy?: string | URL;
 }
 
 /** Routes with several kedges. What was never sent may go to any of them; the options bound the rest. */
@@ -128,6 +134,7 @@ export interface ResolvedOptions {
     /** Infinity: never. */
     readonly maxConnectionAgeMs: number;
     readonly dnsTtlMs: number | undefined;
+    readonly proxy: ProxyAddress | undefined;
   };
   readonly failover: {
     /** Infinity: every kedge of the route. */
@@ -196,11 +203,18 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
   g.end();
 
   const c = new Section('connect.', top.take('connect', {}, 'an object', isObject));
+  const proxy = c.take(
+    'proxy',
+    undefined,
+    'a URL',
+    (v): v is string | URL => typeof v === 'string' || v instanceof URL,
+  );
   const connect = {
     timeoutMs: c.integer('timeoutMs', 5_000, 1),
     handshakeTimeoutMs: c.integer('handshakeTimeoutMs', 5_000, 1),
     maxConnectionAgeMs: c.integer('maxConnectionAgeMs', undefined, 1) ?? Number.POSITIVE_INFINITY,
     dnsTtlMs: c.integer('dnsTtlMs', undefined, 1),
+    proxy: proxy === undefined ? undefined : proxyAddress(proxy),
   };
   c.end();
 

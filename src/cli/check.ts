@@ -76,7 +76,9 @@ async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Prom
     await step(name, 'tls', async () => {
       const secured = await new Promise<TLSSocket>((resolve, reject) => {
         const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
-        connector.secure(socket!, alpn, (error, done) => (error === null ? resolve(done as TLSSocket) : reject(error)));
+        connector.establish(socket!, alpn, (error, done) =>
+          error === null ? resolve(done as TLSSocket) : reject(error),
+        );
       });
       const { subject, valid_to: until } = secured.getPeerCertificate();
       const words = [

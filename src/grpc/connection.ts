@@ -67,7 +67,7 @@ export class Connection {
         this.fail(error);
         return;
       }
-      this.targets = targetsOf(addresses, owner.connector.port);
+      this.targets = targetsOf(addresses, owner.connector.endpoint.port);
       this.dial();
     });
   }
@@ -114,7 +114,6 @@ export class Connection {
         this.dialling.add(socket);
         watchStreams(socket, (_stream, session) => this.learnLimit(session));
         this.startDeadline(owner.timeouts.handshakeTimeoutMs, 'HTTP/2 SETTINGS');
-        if (!owner.connector.isSecure) owner.observer.dialled(socket);
       },
       failed: (error) => {
         this.dialError = error;
@@ -137,7 +136,7 @@ export class Connection {
 
   private follow(dial: () => void): void {
     const attempted = (socket: Socket, _address: string, port: number) => {
-      if (this.state !== 'connecting' || port !== this.owner.connector.port) return;
+      if (this.state !== 'connecting' || port !== this.owner.connector.endpoint.port) return;
       this.owner.connector.adopt(socket);
       this.dialling.add(socket);
       const failed = (error: Error) => {

@@ -50,11 +50,7 @@ export class KedgeCredentials extends ChannelCredentials {
       connect: (socket: Socket) =>
         new Promise((resolve, reject) => {
           if (this.closed) reject(new Error('nobody waits for this connection'));
-          else if (this.connector.isSecure) this.secure(socket, resolve, reject);
-          else {
-            this.events.secured(socket);
-            resolve({ socket, secure: false });
-          }
+          else this.establish(socket, resolve, reject);
         }),
       waitForReady: () => Promise.resolve(),
       getCallCredentials: () => callCredentials ?? NO_CALL_CREDENTIALS,
@@ -62,13 +58,13 @@ export class KedgeCredentials extends ChannelCredentials {
     };
   }
 
-  private secure(
+  private establish(
     tcp: Socket,
     resolve: (result: Awaited<ReturnType<SecureConnector['connect']>>) => void,
     reject: (error: Error) => void,
   ): void {
     const { connector, events } = this;
-    connector.secure(tcp, ['h2'], (error, socket) => {
+    connector.establish(tcp, ['h2'], (error, socket) => {
       if (error !== null) {
         events.failed(error);
         reject(error);
@@ -79,7 +75,7 @@ export class KedgeCredentials extends ChannelCredentials {
         if (connector.refusal !== undefined) events.failed(connector.refusal);
       });
       events.secured(socket!);
-      resolve({ socket: socket!, secure: true });
+      resolve({ socket: socket!, secure: connector.isSecure });
     });
   }
 }

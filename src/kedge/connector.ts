@@ -7,6 +7,7 @@ import type { IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
+import { type ProxyAddress, tunnel } from './proxy.ts';
 
 /** How long a dial may take. */
 export interface DialTimeouts {
@@ -14,6 +15,8 @@ export interface DialTimeouts {
   readonly timeoutMs: number;
   /** The TLS handshake, in ms. */
   readonly handshakeTimeoutMs: number;
+  /** Stands between us and every kedge. */
+  readonly proxy: ProxyAddress | undefined;
 }
 
 /** Hears how dials end. */
@@ -55,8 +58,9 @@ export class Connector {
     return this.address.name;
   }
 
-  get port(): number {
-    return this.address.port;
+  /** Where TCP goes: to the kedge, or to the proxy on the way. */
+  get endpoint(): { readonly hostname: string; readonly port: number } {
+    return this.timeouts.proxy ?? this.address;
   }
 
   get isSecure(): boolean {
@@ -97,11 +101,11 @@ export class Connector {
       setImmediate(callback, expired, null);
       return;
     }
-    const { hostname, port, secure, name } = this.address;
+    const { name } = this.address;
     debug.dial('%s: connecting', name);
     const socket = net.connect({
-      host: hostname,
-      port,
+      host: this.endpoint.hostname,
+      port: this.endpoint.port,
       lookup: this.addresses.lookup,
       noDelay: true,
       keepAlive: true,
@@ -110,11 +114,7 @@ export class Connector {
     this.track(socket);
     const done = once(socket, this.timeouts.timeoutMs, (error, reason) => {
       if (reason === 'ready') {
-        if (secure) this.secure(socket, alpn, callback);
-        else {
-          this.observer.dialled(socket);
-          callback(null, socket);
-        }
+        this.establish(socket, alpn, callback);
         return;
       }
       const failed =
@@ -128,7 +128,7 @@ export class Connector {
 
   /** The addresses to dial, for whoever opens TCP connections to this kedge by other means. */
   resolve(callback: (error: KedgeError | null, addresses: readonly LookupAddress[]) => void): void {
-    const { hostname } = this.address;
+    const { hostname } = this.endpoint;
     const { lookup } = this.addresses;
     if (lookup === undefined) {
       setImmediate(callback, null, [{ address: hostname, family: net.isIP(hostname) }]);
@@ -149,12 +149,35 @@ export class Connector {
   connectError(error: Error | undefined): KedgeError {
     const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
     if (syscall === 'getaddrinfo')
-      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.address.hostname}${because(error)}`, error);
+      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.endpoint.hostname}${because(error)}`, error);
     return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
   }
 
-  /** TLS over a TCP connection that somebody else opened. */
-  secure(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
+  /** What is left to do on a TCP connection: the tunnel through a proxy, and TLS. */
+  establish(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
+    const go = () => {
+      if (this.address.secure) this.secure(tcp, alpn, callback);
+      else {
+        this.observer.dialled(tcp);
+        callback(null, tcp);
+      }
+    };
+    const { proxy, timeoutMs } = this.timeouts;
+    if (proxy === undefined) {
+      go();
+      return;
+    }
+    tunnel(tcp, proxy, this.address.name, timeoutMs, (error) => {
+      if (error === undefined) {
+        go();
+        return;
+      }
+      tcp.destroy();
+      callback(this.fail('ERR_KEDGE_CONNECT', `proxy ${proxy.name}: ${error.message}`, error), null);
+    });
+  }
+
+  private secure(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
     const expired = this.expired();
     if (expired !== undefined) {
       tcp.destroy();

@@ -101,7 +101,9 @@ export class Kedge implements DialObserver {
     this.address = of.address;
     this.options = options;
     this.breaker = new Breaker(options.breaker);
-    this.addresses = new Addresses(of.address.hostname, options.dnsTtlMs, () => this.followAddresses());
+    this.addresses = new Addresses((options.timeouts.proxy ?? of.address).hostname, options.dnsTtlMs, () =>
+      this.followAddresses(),
+    );
     this.live = this.open();
     this.unsubscribe = of.identity?.subscribe(() => this.rotate());
   }

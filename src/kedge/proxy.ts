@@ -1,0 +1,79 @@
+import type { Socket } from 'node:net';
+import { KedgeError } from '../errors.ts';
+import { hide } from '../hide.ts';
+
+/** An HTTP proxy on the way to the kedges. */
+export interface ProxyAddress {
+  /** A DNS name, or an IP address without brackets. */
+  readonly hostname: string;
+  readonly port: number;
+  /** `host:port`, for people. */
+  readonly name: string;
+  /** For `Proxy-Authorization`, from the URL's user and password. */
+  readonly authorization: string | undefined;
+}
+
+const MAX_ANSWER_BYTES = 16 * 1024;
+
+/** @throws {@link KedgeError} `ERR_KEDGE_OPTIONS` */
+export function proxyAddress(input: string | URL): ProxyAddress {
+  const url = typeof input === 'string' ? URL.parse(input) : input;
+  if (!(url instanceof URL) || url.protocol !== 'http:' || url.hostname === '')
+    throw new KedgeError(
+      'ERR_KEDGE_OPTIONS',
+      'config',
+      '`connect.proxy` is a URL such as http://proxy.example.com:3128',
+    );
+  const { hostname, username, password } = url;
+  const port = url.port === '' ? 80 : Number(url.port);
+  const user = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
+  const address = {
+    hostname: hostname.replace(/^\[|\]$/g, ''),
+    port,
+    name: `${hostname}:${port}`,
+    authorization: user === ':' ? undefined : `Basic ${Buffer.from(user).toString('base64')}`,
+  };
+  hide(address, `Proxy(${address.name})`);
+  return Object.freeze(address);
+}
+
+/**
+ * Asks the proxy for a tunnel (RFC 9110 §9.3.6). Calls back once; what the other end said right after the proxy's answer stays
+ * in the socket.
+ */
+export function tunnel(
+  socket: Socket,
+  proxy: ProxyAddress,
+  authority: string,
+  timeoutMs: number,
+  callback: (error?: Error) => void,
+): void {
+  let answer = Buffer.alloc(0);
+  const done = (error?: Error) => {
+    clearTimeout(timer);
+    socket.off('data', read);
+    socket.off('close', closed);
+    socket.off('error', done);
+    socket.pause();
+    callback(error);
+  };
+  const closed = () => done(new Error('the proxy closed the connection'));
+  const read = (chunk: Buffer) => {
+    answer = Buffer.concat([answer, chunk]);
+    const end = answer.indexOf('\r\n\r\n');
+    if (end === -1) {
+      if (answer.length > MAX_ANSWER_BYTES) done(new Error('the proxy does not speak HTTP'));
+      return;
+    }
+    const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer.toString('latin1', 0, end))?.[1];
+    const rest = answer.subarray(end + 4);
+    done(status === '200' ? undefined : new Error(`the proxy answered ${status ?? 'no HTTP'}`));
+    if (rest.length > 0) socket.unshift(rest);
+  };
+  const timer = setTimeout(() => done(new Error(`no answer of the proxy within ${timeoutMs} ms`)), timeoutMs);
+  socket.on('data', read);
+  socket.once('close', closed);
+  socket.once('error', done);
+  const auth = proxy.authorization === undefined ? '' : `proxy-authorization: ${proxy.authorization}\r\n`;
+  socket.write(`CONNECT ${authority} HTTP/1.1\r\nhost: ${authority}\r\n${auth}\r\n`);
+}
