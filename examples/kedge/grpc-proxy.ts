@@ -1,12 +1,11 @@
-import { type ClientHttp2Stream, constants, type IncomingHttpHeaders, type ServerHttp2Stream } from 'node:http2';
+import type { IncomingHttpHeaders, ServerHttp2Stream } from 'node:http2';
+import { endWith, joinStreams } from '../grpc-streams.ts';
 import { AdhocError, resolveAdhoc } from './adhoc.ts';
 import type { Backend, Line } from './backend.ts';
 import type { GrpcRoute } from './config.ts';
 import { routeGrpc, splitAuthority } from './director.ts';
 import { type Caller, isAllowed, towardsBackend, towardsClient } from './headers.ts';
 import { lookUp, type WireState } from './state.ts';
-
-const { NGHTTP2_CANCEL, NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR } = constants;
 
 /** gRPC status codes that a kedge gives (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md). */
 export const STATUS = {
@@ -56,7 +55,7 @@ export class GrpcProxy {
         ':authority': caller.authority,
         te: 'trailers',
       });
-      connect(stream, upstream);
+      joinStreams(stream, upstream, towardsClient);
       return true;
     };
     await backend.dial('grpc', use).catch(() => endWith(stream, STATUS.unavailable, 'the backend cannot be reached'));
@@ -91,49 +90,4 @@ export class GrpcProxy {
     }
     return undefined;
   }
-}
-
-/** Joins the client's stream with the backend's, in both directions and in every way to end. */
-function connect(stream: ServerHttp2Stream, upstream: ClientHttp2Stream): void {
-  let trailers: IncomingHttpHeaders = {};
-  stream.pipe(upstream);
-  upstream.on('response', (headers, flags) => {
-    if (stream.destroyed || stream.headersSent) return;
-    const head = { ':status': headers[':status'], ...towardsClient(headers) };
-    if ((flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0) {
-      stream.respond(head, { endStream: true });
-      return;
-    }
-    stream.respond(head, { waitForTrailers: true });
-    stream.on('wantTrailers', () => stream.sendTrailers(towardsClient(trailers)));
-    upstream.pipe(stream);
-  });
-  upstream.on('trailers', (received) => {
-    trailers = received;
-  });
-  upstream.on('error', () => {});
-  upstream.on('close', () => {
-    if (stream.destroyed || stream.closed) return;
-    if (!stream.headersSent) endWith(stream, STATUS.unavailable, 'the backend cannot be reached');
-    else if (upstream.rstCode !== NGHTTP2_NO_ERROR || !('grpc-status' in trailers))
-      stream.close(upstream.rstCode || NGHTTP2_INTERNAL_ERROR);
-  });
-  stream.on('error', () => {});
-  stream.on('close', () => {
-    if (!upstream.closed && !upstream.destroyed) upstream.close(NGHTTP2_CANCEL);
-  });
-}
-
-/** A status without a message ("trailers-only"). */
-export function endWith(stream: ServerHttp2Stream, status: number, message: string): void {
-  if (stream.destroyed || stream.closed) return;
-  const head = {
-    ':status': 200,
-    'content-type': 'application/grpc',
-    'grpc-status': String(status),
-    'grpc-message': message,
-  };
-  stream.respond(head, { endStream: true });
-  // What the client still sends is not wanted.
-  stream.close(NGHTTP2_NO_ERROR);
 }

@@ -2,9 +2,9 @@ import http2 from 'node:http2';
 import type { Dialer, KedgeError } from 'kedge-dialer';
 import { isKedgeError } from 'kedge-dialer';
 import { type ConnectSessionManager, connectDialer } from 'kedge-dialer/connect';
+import { endWith, joinStreams } from '../grpc-streams.ts';
 import { endToEnd } from '../headers.ts';
 
-const { NGHTTP2_CANCEL, NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR } = http2.constants;
 const MAX_TARGETS = 1000;
 const [UNIMPLEMENTED, UNAVAILABLE] = [12, 14];
 
@@ -34,8 +34,8 @@ export function createGrpcProxy(dialer: Dialer, debug: boolean, log: (message: s
       const own = endToEnd(headers, (name) => name !== 'host' && name !== 'proxy-authorization');
       const info = debug ? { 'x-kedge-info-logs': 'true' } : {};
       const upstream = await managerOf(authority).request(method, path, { ...own, ...info, te: 'trailers' }, {});
-      if (stream.destroyed) upstream.close(NGHTTP2_CANCEL);
-      else join(stream, upstream);
+      if (stream.destroyed) upstream.close(http2.constants.NGHTTP2_CANCEL);
+      else joinStreams(stream, upstream, (received) => endToEnd(received, () => true));
       if (debug) log(`${authority}${path}`);
     } catch (error) {
       const cause = isKedgeError(error) ? error : ((error as Error).cause as KedgeError | undefined);
@@ -46,43 +46,4 @@ export function createGrpcProxy(dialer: Dialer, debug: boolean, log: (message: s
     }
   });
   return server;
-}
-
-function join(stream: http2.ServerHttp2Stream, upstream: http2.ClientHttp2Stream): void {
-  let trailers: http2.IncomingHttpHeaders = {};
-  stream.pipe(upstream);
-  upstream.on('response', (headers, flags) => {
-    if (stream.destroyed) return;
-    const head = { ':status': headers[':status'], ...endToEnd(headers, () => true) };
-    const isOver = (flags & http2.constants.NGHTTP2_FLAG_END_STREAM) !== 0;
-    stream.respond(head, isOver ? { endStream: true } : { waitForTrailers: true });
-    if (isOver) return;
-    stream.on('wantTrailers', () => stream.sendTrailers(endToEnd(trailers, () => true)));
-    upstream.pipe(stream);
-  });
-  upstream.on('trailers', (received) => {
-    trailers = received;
-  });
-  upstream.on('error', () => {});
-  upstream.on('close', () => {
-    if (stream.destroyed || stream.closed) return;
-    if (!stream.headersSent) endWith(stream, UNAVAILABLE!, 'the connection to the kedge was lost');
-    else if (upstream.rstCode !== NGHTTP2_NO_ERROR || !('grpc-status' in trailers))
-      stream.close(upstream.rstCode || NGHTTP2_INTERNAL_ERROR);
-  });
-  stream.on('close', () => {
-    if (!upstream.closed && !upstream.destroyed) upstream.close(NGHTTP2_CANCEL);
-  });
-}
-
-function endWith(stream: http2.ServerHttp2Stream, status: number, message: string): void {
-  if (stream.destroyed || stream.closed) return;
-  const head = {
-    ':status': 200,
-    'content-type': 'application/grpc',
-    'grpc-status': String(status),
-    'grpc-message': encodeURI(message),
-  };
-  stream.respond(head, { endStream: true });
-  stream.close(NGHTTP2_NO_ERROR);
 }
