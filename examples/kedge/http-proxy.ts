@@ -129,7 +129,9 @@ export class HttpProxy {
     }
     const request = http.request({ ...line.options, method: exchange.method, path, headers });
     request.on('response', (response) => {
-      this.answer(exchange, found, response.statusCode!, response.headers, response, () => response.trailers);
+      // A length leaves no room for trailers (RFC 9112 §7.1.2), and an answer that waits for none ends with its last byte.
+      const trailers = response.headers['content-length'] === undefined ? () => response.trailers : undefined;
+      this.answer(exchange, found, response.statusCode!, response.headers, response, trailers);
     });
     request.on('information', ({ statusCode, headers: hints }) => {
       if (statusCode === 103) exchange.hint?.(towardsClient(hints as IncomingHttpHeaders));
@@ -159,7 +161,7 @@ export class HttpProxy {
     status: number,
     received: IncomingHttpHeaders,
     body: Readable,
-    trailers: () => IncomingHttpHeaders,
+    trailers: (() => IncomingHttpHeaders) | undefined,
   ): void {
     if (exchange.isAnswered()) {
       body.resume();

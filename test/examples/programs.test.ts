@@ -61,7 +61,11 @@ describe('the examples', () => {
 
   it('the kedge refuses to start on wrong flags', async () => {
     assert.match((await runNode(['examples/kedge/main.ts', '--no_such_flag'])).out, /^kedge: Unknown option/);
-    const { status, out } = await runNode(['examples/kedge/main.ts', '--server_tls_cert_file=x']);
+    const { status, out } = await runNode([
+      'examples/kedge/main.ts',
+      '--server_tls_cert_file=x',
+      '--server_tls_key_file=x',
+    ]);
     assert.equal(status, 2);
     assert.match(out, /--server_tls_client_ca_files is required/);
   });
