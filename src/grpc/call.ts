@@ -10,7 +10,8 @@ import type { Connection, Waiter } from './connection.ts';
 import { type CallBounds, Hold } from './hold.ts';
 import { checkMetadata, setTokens } from './metadata.ts';
 import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
-import { lostStatus, statusOf } from './status.ts';
+import type { RetriesUnavailable } from './retry-policy.ts';
+import { isLost, isUnsent, lostStatus, statusOf } from './status.ts';
 
 type Call = experimental.CallStream;
 type Listener = Parameters<Call['start']>[1];
@@ -24,6 +25,7 @@ export interface CallInit extends CallBounds {
   /** From the caller's channel credentials. */
   readonly channelCredentials: CallCredentials | undefined;
   readonly method: string;
+  readonly retriesUnavailable: RetriesUnavailable;
   readonly host: string | null | undefined;
 }
 
@@ -64,8 +66,11 @@ export class KedgeCall implements Call, Listener, Waiter {
   private live: Call | undefined;
   private ended = false;
   private cancelled: StatusObject | undefined;
-  // What the caller did while the call was held.
+  // What the caller did while the call was held, and until it is answered where another kedge might have to be told.
   private messages: [MessageContext, Buffer][] = [];
+  private keptBytes = 0;
+  /** Whether `messages` are all there were, so that the call can be made again. */
+  private isKept = false;
   private halfClosed = false;
   private reading = false;
   private held: Hold | undefined;
@@ -107,6 +112,7 @@ export class KedgeCall implements Call, Listener, Waiter {
     try {
       const plan = this.route();
       this.plan = plan;
+      this.isKept = plan.hops.length > 1;
       const proxyAuth = plan.proxyAuth?.peek();
       const backendAuth = plan.backendAuth?.peek();
       const tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
@@ -127,18 +133,20 @@ export class KedgeCall implements Call, Listener, Waiter {
   }
 
   sendMessageWithContext(context: MessageContext, message: Buffer): void {
-    if (this.live !== undefined) this.live.sendMessageWithContext(context, message);
-    else if (!this.ended) this.messages.push([context, message]);
+    if (this.ended) return;
+    const once = this.isKept ? calledOnce(context) : context;
+    if (this.live === undefined || this.isKept) this.keep(once, message);
+    this.live?.sendMessageWithContext(once, message);
   }
 
   startRead(): void {
-    if (this.live !== undefined) this.live.startRead();
-    else this.reading = true;
+    this.reading = true;
+    this.live?.startRead();
   }
 
   halfClose(): void {
-    if (this.live !== undefined) this.live.halfClose();
-    else this.halfClosed = true;
+    this.halfClosed = true;
+    this.live?.halfClose();
   }
 
   cancelWithStatus(code: status, details: string): void {
@@ -166,6 +174,7 @@ export class KedgeCall implements Call, Listener, Waiter {
   // -- grpc-js's side
 
   onReceiveMetadata(metadata: Metadata): void {
+    this.commit();
     if (!this.ended) this.listener!.onReceiveMetadata(metadata);
   }
 
@@ -175,6 +184,7 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   onReceiveStatus(received: StatusObject): void {
     if (this.ended) return;
+    if (this.mayMove(received) && this.moveOnFrom()) return;
     const { kedgeName } = this;
     this.finish();
     if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, status[received.code]);
@@ -305,6 +315,40 @@ export class KedgeCall implements Call, Listener, Waiter {
     return this.askedHops.size < options.failover.attempts ? kedges.choose(this.plan!.hops, this.askedHops) : -1;
   }
 
+  /**
+   * Whether another kedge may be asked: nothing of the answer has come, and the call cannot have run, or may run again by the
+   * caller's own retry policy.
+   */
+  private mayMove(received: StatusObject): boolean {
+    if (!this.isKept || received.code !== status.UNAVAILABLE) return false;
+    const { method, retriesUnavailable } = this.init;
+    return isUnsent(received) || (isLost(received) && retriesUnavailable(method));
+  }
+
+  private moveOnFrom(): boolean {
+    const next = this.nextHop();
+    if (next === -1) return false;
+    this.live = undefined;
+    for (const place of this.places.splice(0)) this.leave(place);
+    this.hold();
+    this.attempt(next);
+    return true;
+  }
+
+  private keep(context: MessageContext, message: Buffer): void {
+    this.messages.push([context, message]);
+    this.keptBytes += message.length;
+    // Before it is live there is nowhere else for a message to be.
+    if (this.live !== undefined && this.keptBytes > this.init.core.options.failover.replayBytes) this.commit();
+  }
+
+  /** From here on the call stays where it is. */
+  private commit(): void {
+    if (!this.isKept) return;
+    this.isKept = false;
+    this.messages = [];
+  }
+
   private hold(): void {
     this.held ??= new Hold(
       this.init,
@@ -344,7 +388,7 @@ export class KedgeCall implements Call, Listener, Waiter {
     call.start(metadata, this);
     if (this.reading) call.startRead();
     for (const [context, message] of this.messages) call.sendMessageWithContext(context, message);
-    this.messages = [];
+    if (!this.isKept) this.messages = [];
     if (this.halfClosed) call.halfClose();
   }
 
@@ -385,4 +429,18 @@ export class KedgeCall implements Call, Listener, Waiter {
     this.init.core.waiting.delete(this);
     this.init.core.end();
   }
+}
+
+/** The caller hears once that a message is written, however often it is sent. */
+function calledOnce(context: MessageContext): MessageContext {
+  let { callback } = context;
+  if (callback === undefined) return context;
+  return {
+    ...context,
+    callback: (error) => {
+      const first = callback;
+      callback = undefined;
+      first?.(error);
+    },
+  };
 }

@@ -14,6 +14,7 @@ import type { Plan, Resolved } from '../mapper/router.ts';
 import { KedgeCall } from './call.ts';
 import type { ParentCall } from './hold.ts';
 import { grpcPool, type PoolState, type SharedOptions } from './pool.ts';
+import { type RetriesUnavailable, retriesUnavailable } from './retry-policy.ts';
 import { Watched } from './watched.ts';
 
 /** Options that would change what is dialled or which name is verified; the route decides both. */
@@ -44,6 +45,7 @@ export class KedgeChannel implements ChannelInterface {
   private readonly resolved: Resolved;
   private readonly plan: Plan;
   private readonly shared: SharedOptions;
+  private readonly retries: RetriesUnavailable;
   private readonly channelCredentials: CallCredentials | undefined;
   private readonly watched: Watched;
   private closed = false;
@@ -61,6 +63,7 @@ export class KedgeChannel implements ChannelInterface {
     this.plan = resolved.plan!;
     this.channelCredentials = channelCredentials;
     hide(this, `KedgeChannel(${resolved.target.authority})`);
+    this.retries = retriesUnavailable(options);
     this.shared = shareable(options, core, resolved.target.authority);
     this.watched = new Watched({
       kedges: () => this.kedges(),
@@ -83,6 +86,7 @@ export class KedgeChannel implements ChannelInterface {
       shared: this.shared,
       channelCredentials: this.channelCredentials,
       method,
+      retriesUnavailable: this.retries,
       deadline,
       host,
       parentCall: (parentCall as ParentCall | undefined) ?? null,

@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
-import { describe, it } from 'node:test';
+import http2 from 'node:http2';
+import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { single } from '../../src/index.ts';
 import { startBlackHole, startGate } from '../helpers/black-hole.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
-import { startKedge } from '../helpers/kedge.ts';
+import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
 import { rotating } from '../helpers/rotating.ts';
 
@@ -209,5 +210,99 @@ describe('close()', () => {
     const { status, out } = await runNode(['--input-type=module', '-e', code, JSON.stringify(init)]);
     assert.equal(status, 0, out);
     assert.equal(out.trim(), '0');
+  });
+});
+
+describe('a call that has begun', () => {
+  /** A kedge that does something to every call in place of answering. */
+  const startOdd = async (t: TestContext, onStream: (stream: http2.ServerHttp2Stream, cut: () => void) => void) => {
+    const seen: string[] = [];
+    const server = http2.createServer();
+    server.on('session', (session) => session.on('error', () => {}));
+    server.on('stream', (stream, headers) => {
+      seen.push(String(headers[':path']));
+      stream.on('error', () => {});
+      onStream(stream, () => kedge.reset());
+    });
+    const kedge = await startKedge(t, { onH2: (socket) => server.emit('connection', socket) });
+    return { kedge, seen };
+  };
+  const policy = (codes: string[]) => ({
+    'grpc.service_config': JSON.stringify({
+      loadBalancingConfig: [],
+      methodConfig: [
+        {
+          name: [{ service: 'test.Echo' }],
+          retryPolicy: {
+            maxAttempts: 2,
+            initialBackoff: '0.01s',
+            maxBackoff: '0.01s',
+            backoffMultiplier: 1,
+            retryableStatusCodes: codes,
+          },
+        },
+      ],
+    }),
+  });
+  const clientOf = async (t: TestContext, odd: TestKedge, options: grpc.ClientOptions = {}) => {
+    const good = await startGrpcKedge(t);
+    const dialer = good.dialer({ mapper: single(good.route({ kedge: [odd.url, good.url] })) });
+    return { good, dialer, client: new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS, undefined, options) };
+  };
+
+  it('and was refused unprocessed goes to the next kedge, with all that was sent', async (t) => {
+    const { kedge, seen } = await startOdd(t, (stream) => stream.close(http2.constants.NGHTTP2_REFUSED_STREAM));
+    const { good, client, dialer } = await clientOf(t, kedge);
+    assert.equal((await unary(client, 'x')).text, 'x');
+    const chat = client.bidi();
+    const letters: string[] = [];
+    chat.write({ text: '1' }, () => letters.push('written'));
+    setTimeout(() => chat.end({ text: '2' }), 20);
+    for await (const { text } of chat as AsyncIterable<{ text: string }>) letters.push(text);
+    assert.deepEqual(
+      letters.filter((each) => each !== 'written'),
+      ['1', '2'],
+    );
+    assert.equal(letters.filter((each) => each === 'written').length, 1);
+    assert.ok(seen.length >= 2);
+    assert.equal(good.calls.length, 2);
+    assert.equal(dialer.stats().inFlight, 0);
+  });
+
+  it('and lost its connection goes to the next kedge only where the caller may call again', async (t) => {
+    const { kedge, seen } = await startOdd(t, (_stream, cut) => cut());
+    const lost = (error: grpc.ServiceError) => {
+      assert.equal(error.code, grpc.status.UNAVAILABLE);
+      assert.equal((error.cause as { code?: string }).code, 'ERR_KEDGE_CONNECTION');
+      return true;
+    };
+    const once = await clientOf(t, kedge);
+    await assert.rejects(unary(once.client, 'x'), lost);
+    assert.equal(once.good.calls.length, 0);
+    assert.equal(seen.length, 1, 'not even on the same kedge');
+    const other = await clientOf(t, kedge, policy(['RESOURCE_EXHAUSTED']));
+    await assert.rejects(unary(other.client, 'x'), lost);
+    const again = await clientOf(t, kedge, policy(['UNAVAILABLE']));
+    assert.equal((await unary(again.client, 'x')).text, 'x');
+    assert.equal(again.good.calls.length, 1);
+  });
+
+  it('and was answered stays, whatever the answer says', async (t) => {
+    const forged = { ':status': 200, 'content-type': 'application/grpc', 'grpc-status': '14' };
+    for (const message of ['Stream refused by server', 'Connection dropped', 'read ECONNRESET']) {
+      const { kedge } = await startOdd(t, (stream) =>
+        stream.respond({ ...forged, 'grpc-message': message }, { endStream: true }),
+      );
+      const { good, client } = await clientOf(t, kedge);
+      await assert.rejects(unary(client, 'x'), { code: grpc.status.UNAVAILABLE, details: message });
+      assert.equal(good.calls.length, 0);
+    }
+    const { kedge } = await startOdd(t, (stream, cut) => {
+      stream.respond({ ':status': 200, 'content-type': 'application/grpc' });
+      setTimeout(cut, 50);
+    });
+    const { good, client } = await clientOf(t, kedge, policy(['UNAVAILABLE']));
+    await assert.rejects(unary(client, 'x'), { code: grpc.status.UNAVAILABLE });
+    assert.equal(good.calls.length, 0);
   });
 });
