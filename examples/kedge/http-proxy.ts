@@ -142,6 +142,12 @@ export class HttpProxy {
   }
 
   private pump(exchange: Exchange, request: Writable, cancel: () => void): void {
+    // Whoever went away while the backend was dialled closes nothing any more.
+    if (exchange.sink.destroyed) {
+      request.on('error', () => {});
+      cancel();
+      return;
+    }
     request.on('error', () => {
       if (!exchange.isAnswered())
         refuse(exchange, 502, 'backend-transport-closed', 'the backend closed the connection');
