@@ -110,6 +110,8 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
     const socket = stream.session!.socket as tls.TLSSocket;
     const caller = callerOf(socket, headers[':authority'] ?? headers.host ?? '', '2.0');
     stream.on('error', () => {});
+    // It is both ends of a pipeline, with a few listeners each.
+    stream.setMaxListeners(20);
     const wire = isGrpc(headers) ? 'grpc' : 'h2';
     stream.once('close', () => {
       const { 'grpc-status': code, ':status': status } = stream.sentHeaders ?? {};
