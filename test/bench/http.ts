@@ -88,6 +88,44 @@ export async function httpRows(bench: Bench): Promise<void> {
     return `${ours.toFixed(0)} against ${theirs.toFixed(1)} MiB/s: ${(ours / theirs).toFixed(1)}x`;
   });
 
+  await fact('http h2 uploads over 50 ms, 4 x 4 MiB', "undici's defaults", async () => {
+    const body = Buffer.alloc(4 << 20, 'u');
+    const dialer = dial(server.farHttpPort);
+    const raw = pool(server.farHttpPort, { connections: 1, allowH2: true });
+    const speed = async (call: () => Promise<undici.Dispatcher.ResponseData>) => {
+      await (await call()).body.dump();
+      const begin = performance.now();
+      await Promise.all(Array.from({ length: 4 }, async () => (await call()).body.dump()));
+      return 16 / ((performance.now() - begin) / 1000);
+    };
+    const upload = { method: 'POST', body } as const;
+    const ours = await speed(() => undici.request(`${TARGET}/`, { dispatcher: dialer.dispatcher, ...upload }));
+    const theirs = await speed(() =>
+      raw.request({ path: '/', headers: { host: AUTHORITY }, servername: NAME, ...upload } as never),
+    );
+    await dialer.destroy();
+    await raw.destroy();
+    return `${ours.toFixed(1)} against ${theirs.toFixed(1)} MiB/s: ${(ours / theirs).toFixed(1)}x`;
+  });
+
+  await fact('http cold start, 20 hosts', 'one connection for each host', async () => {
+    const names = Array.from({ length: 20 }, (_, i) => `svc${i}.us1:8080`);
+    const time = async (call: (name: string) => Promise<unknown>) => {
+      const begin = performance.now();
+      await Promise.all(names.map(call));
+      return performance.now() - begin;
+    };
+    const dialer = dial(server.farHttpPort);
+    const ours = await time(async (name) => (await dialer.fetch(`http://${name}/`)).text());
+    const pools = new Map(names.map((name) => [name, pool(server.farHttpPort, { connections: 1, allowH2: true })]));
+    const theirs = await time(async (name) => {
+      const options = { path: '/', method: 'GET', headers: { host: name }, servername: NAME } as never;
+      return (await pools.get(name)!.request(options)).body.text();
+    });
+    await Promise.all([dialer.destroy(), ...[...pools.values()].map((each) => each.destroy())]);
+    return `${ours.toFixed(0)} against ${theirs.toFixed(0)} ms over 50 ms of distance`;
+  });
+
   await fact('dispatch overhead, object headers', 'goal <= 100 ns', async () => {
     const dialer = dial(server.httpPort);
     await (await dialer.fetch(`${TARGET}/`)).text();

@@ -11,6 +11,7 @@ import { grpcRows } from './grpc.ts';
 import { httpRows } from './http.ts';
 import { lookups } from './lookups.ts';
 import type { Row } from './measure.ts';
+import { processRows } from './process.ts';
 import { sidecars } from './sidecars.ts';
 
 const { values } = parseArgs({
@@ -21,7 +22,7 @@ const { values } = parseArgs({
   },
 });
 
-const PARTS: ((bench: Bench) => Promise<void>)[] = [httpRows, grpcRows, connections, lookups, sidecars];
+const PARTS: ((bench: Bench) => Promise<void>)[] = [httpRows, grpcRows, connections, lookups, sidecars, processRows];
 
 const bench = await startBench(values.only);
 for (const part of PARTS) await part(bench);
