@@ -108,6 +108,7 @@ export class Connection {
   private dial(): void {
     const { owner } = this;
     this.dialError = undefined;
+    this.startDeadline();
     const credentials = new KedgeCredentials(owner.connector, {
       secured: (socket) => {
         this.dialling.clear();

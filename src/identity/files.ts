@@ -85,6 +85,8 @@ export class FilesIdentity<Name extends string> implements Identity {
     clearInterval(this.poll);
     clearTimeout(this.settle);
     this.settle = undefined;
+    clearTimeout(this.warning);
+    this.warning = undefined;
   }
 
   private changed(): void {
@@ -158,8 +160,13 @@ export class FilesIdentity<Name extends string> implements Identity {
   private signature(): string {
     return this.files()
       .map(([, path]) => {
-        const stats = statSync(path, { throwIfNoEntry: false, bigint: true });
-        return stats === undefined ? '-' : `${stats.dev} ${stats.ino} ${stats.size} ${stats.mtimeNs} ${stats.ctimeNs}`;
+        try {
+          const { dev, ino, size, mtimeNs, ctimeNs } = statSync(path, { bigint: true });
+          return `${dev} ${ino} ${size} ${mtimeNs} ${ctimeNs}`;
+        } catch (error) {
+          // Reading it says so, to whoever asks.
+          return (error as NodeJS.ErrnoException).code;
+        }
       })
       .join('|');
   }

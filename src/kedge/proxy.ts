@@ -54,7 +54,6 @@ export function tunnel(
     socket.off('data', read);
     socket.off('close', closed);
     socket.off('error', done);
-    socket.pause();
     callback(error);
   };
   const closed = () => done(new Error('the proxy closed the connection'));
@@ -67,8 +66,9 @@ export function tunnel(
     }
     const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer.toString('latin1', 0, end))?.[1];
     const rest = answer.subarray(end + 4);
-    done(status === '200' ? undefined : new Error(`the proxy answered ${status ?? 'no HTTP'}`));
+    socket.pause();
     if (rest.length > 0) socket.unshift(rest);
+    done(status === '200' ? undefined : new Error(`the proxy answered ${status ?? 'no HTTP'}`));
   };
   const timer = setTimeout(() => done(new Error(`no answer of the proxy within ${timeoutMs} ms`)), timeoutMs);
   socket.on('data', read);
