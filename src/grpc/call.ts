@@ -9,6 +9,7 @@ import { ComposedCredentials } from './call-credentials.ts';
 import type { Connection, Waiter } from './connection.ts';
 import { type CallBounds, Hold } from './hold.ts';
 import { checkMetadata, setTokens } from './metadata.ts';
+import { Outbox } from './outbox.ts';
 import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
 import type { RetriesUnavailable } from './retry-policy.ts';
 import { isLost, isUnsent, lostStatus, statusOf } from './status.ts';
@@ -66,13 +67,7 @@ export class KedgeCall implements Call, Listener, Waiter {
   private live: Call | undefined;
   private ended = false;
   private cancelled: StatusObject | undefined;
-  // What the caller did while the call was held, and until it is answered where another kedge might have to be told.
-  private messages: [MessageContext, Buffer][] = [];
-  private keptBytes = 0;
-  /** Whether `messages` are all there were, so that the call can be made again. */
-  private isKept = false;
-  private halfClosed = false;
-  private reading = false;
+  private readonly outbox = new Outbox();
   private held: Hold | undefined;
   private rest: NodeJS.Timeout | undefined;
 
@@ -112,7 +107,7 @@ export class KedgeCall implements Call, Listener, Waiter {
     try {
       const plan = this.route();
       this.plan = plan;
-      this.isKept = plan.hops.length > 1;
+      if (plan.hops.length > 1) this.outbox.keepUpTo(core.options.failover.replayBytes);
       const proxyAuth = plan.proxyAuth?.peek();
       const backendAuth = plan.backendAuth?.peek();
       const tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
@@ -133,20 +128,15 @@ export class KedgeCall implements Call, Listener, Waiter {
   }
 
   sendMessageWithContext(context: MessageContext, message: Buffer): void {
-    if (this.ended) return;
-    const once = this.isKept ? calledOnce(context) : context;
-    if (this.live === undefined || this.isKept) this.keep(once, message);
-    this.live?.sendMessageWithContext(once, message);
+    if (!this.ended) this.outbox.send(context, message);
   }
 
   startRead(): void {
-    this.reading = true;
-    this.live?.startRead();
+    this.outbox.startRead();
   }
 
   halfClose(): void {
-    this.halfClosed = true;
-    this.live?.halfClose();
+    this.outbox.halfClose();
   }
 
   cancelWithStatus(code: status, details: string): void {
@@ -174,7 +164,7 @@ export class KedgeCall implements Call, Listener, Waiter {
   // -- grpc-js's side
 
   onReceiveMetadata(metadata: Metadata): void {
-    this.commit();
+    this.outbox.commit();
     if (!this.ended) this.listener!.onReceiveMetadata(metadata);
   }
 
@@ -320,7 +310,7 @@ export class KedgeCall implements Call, Listener, Waiter {
    * caller's own retry policy.
    */
   private mayMove(received: StatusObject): boolean {
-    if (!this.isKept || received.code !== status.UNAVAILABLE) return false;
+    if (!this.outbox.isKept || received.code !== status.UNAVAILABLE) return false;
     const { method, retriesUnavailable } = this.init;
     return isUnsent(received) || (isLost(received) && retriesUnavailable(method));
   }
@@ -329,24 +319,11 @@ export class KedgeCall implements Call, Listener, Waiter {
     const next = this.nextHop();
     if (next === -1) return false;
     this.live = undefined;
+    this.outbox.disconnect();
     for (const place of this.places.splice(0)) this.leave(place);
     this.hold();
     this.attempt(next);
     return true;
-  }
-
-  private keep(context: MessageContext, message: Buffer): void {
-    this.messages.push([context, message]);
-    this.keptBytes += message.length;
-    // Before it is live there is nowhere else for a message to be.
-    if (this.live !== undefined && this.keptBytes > this.init.core.options.failover.replayBytes) this.commit();
-  }
-
-  /** From here on the call stays where it is. */
-  private commit(): void {
-    if (!this.isKept) return;
-    this.isKept = false;
-    this.messages = [];
   }
 
   private hold(): void {
@@ -386,10 +363,7 @@ export class KedgeCall implements Call, Listener, Waiter {
     }
     this.live = call;
     call.start(metadata, this);
-    if (this.reading) call.startRead();
-    for (const [context, message] of this.messages) call.sendMessageWithContext(context, message);
-    if (!this.isKept) this.messages = [];
-    if (this.halfClosed) call.halfClose();
+    this.outbox.connect(call);
   }
 
   private get kedgeName(): string | undefined {
@@ -422,25 +396,11 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   private finish(): void {
     this.ended = true;
-    this.messages = [];
+    this.outbox.commit();
     this.letGo();
     clearTimeout(this.rest);
     for (const place of this.places) this.leave(place);
     this.init.core.waiting.delete(this);
     this.init.core.end();
   }
-}
-
-/** The caller hears once that a message is written, however often it is sent. */
-function calledOnce(context: MessageContext): MessageContext {
-  let { callback } = context;
-  if (callback === undefined) return context;
-  return {
-    ...context,
-    callback: (error) => {
-      const first = callback;
-      callback = undefined;
-      first?.(error);
-    },
-  };
 }
