@@ -65,3 +65,41 @@ describe('importing the package', () => {
     assert.deepEqual(run(code), { text: 'direct', set: true });
   });
 });
+
+describe('an import that fails, because undici cannot be evaluated', () => {
+  /** As on a Node older than 22.15, where undici stumbles late; and as early as it can. */
+  const CAUSES = {
+    late: "const zlib = (await import('node:zlib')).default; delete zlib.createZstdDecompress;",
+    early:
+      'const symbol = Symbol.for; Symbol.for = (key) => { if (/^undici.error/.test(key)) throw new TypeError(key); return symbol(key); };',
+  };
+  /** Importing again would find the failed module: what is checked is what a program that goes on without us has. */
+  const check = (attempt: string) => `
+      const before = Object.getOwnPropertyDescriptors(Object);
+      let failed = 'no';
+      ${attempt}
+      const after = Object.getOwnPropertyDescriptors(Object);
+      const changed = Reflect.ownKeys(before).filter((key) => before[key].value !== after[key]?.value);
+      const keys = [1, 2].map((n) => Symbol.for('undici.globalDispatcher.' + n));
+      const left = keys.filter((key) => globalThis[key] !== undefined).length;
+      for (const key of keys) Object.defineProperty(globalThis, key, { value: 'set', configurable: true });
+      const set = keys.every((key) => globalThis[key] === 'set');
+      console.log(JSON.stringify({ failed, changed, left, set }));
+    `;
+  const EXPECTED = { failed: 'TypeError', changed: [], left: 0, set: true };
+
+  for (const [when, cause] of Object.entries(CAUSES)) {
+    it(`leaves every intrinsic as it was, ${when} in the evaluation`, () => {
+      const load = `try { await import(${JSON.stringify(ENTRIES[0])}); } catch (error) { failed = error.name; }`;
+      assert.deepEqual(run(`${cause} ${check(load)}`), EXPECTED);
+    });
+  }
+
+  it('leaves every intrinsic as it was where CommonJS requires the package', () => {
+    const load = `
+      const require = (await import('node:module')).createRequire(import.meta.url);
+      try { require(${JSON.stringify(new URL(ENTRIES[0]!).pathname)}); } catch (error) { failed = error.name; }
+    `;
+    assert.deepEqual(run(`${CAUSES.late} ${check(load)}`), EXPECTED);
+  });
+});
