@@ -3,11 +3,11 @@ import { KedgeError } from './errors.ts';
 import { type Explanation, explain } from './explain.ts';
 import { HttpDispatcher } from './http/dispatcher.ts';
 import { Fallback } from './http/fallback.ts';
-import { install } from './http/install.ts';
+import { Installed } from './http/install.ts';
 import type { KedgeDispatcher } from './http/types.ts';
 import type { Dispatcher } from './http/undici.ts';
 import type { KedgeStats } from './kedge/kedge.ts';
-import { type DialerOptions, type DispatcherLike, resolveOptions } from './options.ts';
+import { type DialerOptions, resolveOptions } from './options.ts';
 import type { Wire } from './target.ts';
 
 /** What a dialer is doing. */
@@ -26,7 +26,13 @@ export interface Dialer extends AsyncDisposable {
   readonly dispatcher: KedgeDispatcher;
   /** The process's `fetch` with this dialer's dispatcher. */
   fetch(input: string | URL | Request, init?: RequestInit): Promise<Response>;
-  /** Makes every fetch in the process use this dialer; returns the undo. What was global serves unmapped targets. */
+  /**
+   * Makes every fetch in the process use this dialer; returns the undo, which the end of the dialer implies. What was
+   * global serves unmapped targets. Several dialers may be installed, and undone in any order; one that is installed
+   * already stays as it is.
+   *
+   * @throws {@link KedgeError} `ERR_KEDGE_CLOSED`
+   */
   install(): () => void;
   /**
    * What would happen to a call, and why: canonical target, mapper, kedges, TLS name, token sources, certificate and
@@ -69,10 +75,10 @@ export function createDialer(options: DialerOptions): Dialer {
   const fallback = new Fallback(resolved.fallback);
   const http = new HttpDispatcher(core, fallback);
   const dispatcher = http as Dispatcher as KedgeDispatcher;
-  let uninstall: (() => void) | undefined;
+  let installed: Installed | undefined;
 
   const close = async () => {
-    uninstall?.();
+    installed?.undo();
     await core.close();
     await fallback.close();
   };
@@ -80,18 +86,17 @@ export function createDialer(options: DialerOptions): Dialer {
     dispatcher,
     fetch: (input, init) => globalThis.fetch(input, { ...init, dispatcher } as RequestInit),
     install: () => {
-      uninstall ??= install(http as unknown as DispatcherLike, fallback);
-      return () => {
-        uninstall?.();
-        uninstall = undefined;
-      };
+      if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'config', 'the dialer is closed');
+      if (fallback.replaced === undefined) installed = new Installed(http, fallback);
+      const mine = installed;
+      return () => mine?.undo();
     },
     explain: (target, { wire = 'http' } = {}) => explain(core, target, wire),
     warm: (target) => http.warm(target),
     stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
     close,
     destroy: async (error) => {
-      uninstall?.();
+      installed?.undo();
       await core.destroy(error);
       await fallback.destroy(error ?? null);
     },

@@ -52,6 +52,11 @@ export class HttpDispatcher extends Dispatcher {
     }
   }
 
+  /** Whether it takes no new calls. */
+  get closed(): boolean {
+    return this.core.closed;
+  }
+
   /** The kedges in use, as `dialer.stats()` has them. */
   get stats(): KedgeStats[] {
     return this.core.kedges.stats();

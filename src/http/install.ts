@@ -1,37 +1,95 @@
 import type { DispatcherLike } from '../options.ts';
-import { type Fallback, globalDispatchers } from './fallback.ts';
+import type { HttpDispatcher } from './dispatcher.ts';
+import { dispatchTo, type Fallback, globalDispatchers } from './fallback.ts';
 import { GLOBAL_DISPATCHER, LEGACY_GLOBAL_DISPATCHER } from './hush.ts';
+import { Dispatcher, Dispatcher1Wrapper } from './undici.ts';
+
+const SYMBOLS = { current: GLOBAL_DISPATCHER, legacy: LEGACY_GLOBAL_DISPATCHER } as const;
+const KINDS = ['current', 'legacy'] as const;
+type Kind = (typeof KINDS)[number];
+const globals = globalThis as unknown as Record<symbol, unknown>;
+
+/** The installs that are in force, in whatever order they will be undone. */
+const installs = new Set<Installed>();
 
 /**
- * Makes `dispatcher` the global dispatcher of every undici in the process, built in or not; what was global becomes the
- * fallback for unmapped requests. Returns the undo, which restores each of the two only where it is still ours.
+ * What every undici in the process, built in or not, has for its global dispatcher while a dialer is installed: the
+ * dialer, and from the undo on, or the dialer's end, what it replaced. So it does no harm where others have kept or
+ * wrapped it.
  *
- * undici's own `setGlobalDispatcher()` is not used: for Node 22 and 24 it installs a wrapper that allows HTTP/1.1 only.
+ * undici's own `setGlobalDispatcher()` is not used: for Node 22 and 24 it installs a wrapper that allows HTTP/1.1 only
+ * (https://github.com/nodejs/undici/issues/4989).
  */
-export function install(dispatcher: DispatcherLike, fallback: Fallback): () => void {
-  if (fallback.replaced !== undefined) return () => {};
-  fallback.replaced = globalDispatchers();
-  const undos = [GLOBAL_DISPATCHER, LEGACY_GLOBAL_DISPATCHER].map((key) => replace(key, dispatcher));
-  let undone = false;
-  return () => {
-    if (undone) return;
-    undone = true;
-    for (const undo of undos) undo();
-    fallback.replaced = undefined;
-  };
-}
+export class Installed extends Dispatcher {
+  private dialer: HttpDispatcher | undefined;
+  private readonly fallback: Fallback;
+  private readonly replaced: Record<Kind, DispatcherLike>;
 
-function replace(key: symbol, dispatcher: DispatcherLike): () => void {
-  const globals = globalThis as unknown as Record<symbol, unknown>;
-  const existed = key in globals;
-  const previous = globals[key];
-  // As undici defines it, but removable; where undici has defined it, only the value changes.
-  if (existed) globals[key] = dispatcher;
-  else
-    Object.defineProperty(globals, key, { value: dispatcher, writable: true, enumerable: false, configurable: true });
-  return () => {
-    if (globals[key] !== dispatcher) return;
-    if (!existed && Object.getOwnPropertyDescriptor(globals, key)?.configurable) delete globals[key];
-    else globals[key] = previous;
-  };
+  constructor(dialer: HttpDispatcher, fallback: Fallback) {
+    super();
+    // Node's own undici comes with the first use of these globals, and makes its agent global only where nothing is.
+    void globalThis.Response;
+    const { current, legacy } = globalDispatchers();
+    this.dialer = dialer;
+    this.fallback = fallback;
+    // Where nothing was set, the undo leaves undici's default: an undici that came meanwhile has found us and set none.
+    this.replaced = {
+      current: Installed.settled(current, 'current'),
+      legacy: Installed.settled(legacy ?? (new Dispatcher1Wrapper(current as Dispatcher) as DispatcherLike), 'legacy'),
+    };
+    fallback.replaced = this.replaced;
+    installs.add(this);
+    // As undici defines it; where it is defined, only the value changes.
+    for (const kind of KINDS) {
+      if (SYMBOLS[kind] in globals) globals[SYMBOLS[kind]] = this;
+      else Object.defineProperty(globals, SYMBOLS[kind], { value: this, writable: true, configurable: true });
+    }
+  }
+
+  /** Restores each of the two where it is still ours; idempotent. */
+  undo(): void {
+    if (this.dialer === undefined) return;
+    this.dialer = undefined;
+    this.fallback.replaced = undefined;
+    installs.delete(this);
+    for (const kind of KINDS) {
+      if (globals[SYMBOLS[kind]] === this) globals[SYMBOLS[kind]] = this.replaced[kind];
+      for (const { replaced } of installs) if (replaced[kind] === this) replaced[kind] = this.replaced[kind];
+    }
+  }
+
+  override dispatch(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler): boolean {
+    const { dialer } = this;
+    if (dialer === undefined || dialer.closed) return dispatchTo(this.replaced, options, handler);
+    return dialer.dispatch(options, handler);
+  }
+
+  override close = ((...args: []) => this.end().close(...args)) as Dispatcher['close'];
+  override destroy = ((...args: []) => this.end().destroy(...args)) as Dispatcher['destroy'];
+
+  /** What undici's `WebSocket` and `EventSource` ask the global dispatcher for. */
+  get webSocketOptions(): unknown {
+    return this.target.webSocketOptions;
+  }
+
+  get eventSourceOptions(): unknown {
+    return this.target.eventSourceOptions;
+  }
+
+  private get target(): HttpDispatcher {
+    return this.dialer ?? (this.replaced.current as HttpDispatcher);
+  }
+
+  private end(): Dispatcher {
+    const { target } = this;
+    this.undo();
+    return target;
+  }
+
+  /** Others may have put back what they kept while it was in force: an install that is undone stands for what it replaced. */
+  private static settled(dispatcher: DispatcherLike, kind: Kind): DispatcherLike {
+    let found = dispatcher;
+    while (found instanceof Installed && found.dialer === undefined) found = found.replaced[kind];
+    return found;
+  }
 }

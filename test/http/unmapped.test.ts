@@ -1,10 +1,17 @@
 import assert from 'node:assert/strict';
+import { cp } from 'node:fs/promises';
 import http from 'node:http';
+import { createRequire } from 'node:module';
 import type { AddressInfo } from 'node:net';
+import { dirname, join } from 'node:path';
+import { Writable } from 'node:stream';
 import { describe, it, type TestContext } from 'node:test';
 import * as undici from 'undici';
+import undici6 from 'undici-6';
+import undici7 from 'undici-7';
 import { type Mapper, single, staticToken } from '../../src/index.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
+import { tempDir } from '../helpers/temp.ts';
 
 interface Direct {
   url: string;
@@ -84,6 +91,116 @@ describe('an unmapped request', () => {
   });
 });
 
+describe('an unmapped request of any undici, to a fallback of any undici', () => {
+  type Undici = typeof undici;
+  const COPIES: Record<string, Undici> = { 6: undici6 as never, 7: undici7 as never, 8: undici };
+
+  /** undici 8 a second time, as another dependency of the process may bring it. */
+  async function anotherUndici8(t: TestContext): Promise<Undici> {
+    const root = dirname(createRequire(import.meta.url).resolve('undici/package.json'));
+    const copy = join(await tempDir(t), 'undici');
+    await cp(root, copy, { recursive: true });
+    return createRequire(import.meta.url)(copy);
+  }
+
+  async function callsOf(dispatcher: undici.Dispatcher, url: string): Promise<Record<string, () => Promise<string>>> {
+    const calls: Record<string, () => Promise<string>> = {
+      'built-in fetch': () => text(fetch(url, { dispatcher } as RequestInit)),
+      'built-in fetch, POST': () => text(fetch(url, { dispatcher, method: 'POST', body: 'x' } as RequestInit)),
+    };
+    for (const [version, copy] of Object.entries(COPIES)) {
+      calls[`undici ${version} fetch`] = () => text(copy.fetch(url, { dispatcher }));
+      calls[`undici ${version} request`] = async () => (await copy.request(url, { dispatcher })).body.text();
+      calls[`undici ${version} stream`] = async () => {
+        const chunks: Buffer[] = [];
+        const sink = () => new Writable({ write: (chunk, _encoding, done) => done(void chunks.push(chunk)) });
+        await copy.stream(url, { dispatcher, method: 'GET' }, sink);
+        return Buffer.concat(chunks).toString();
+      };
+    }
+    return calls;
+  }
+
+  it('is answered', async (t) => {
+    const [kedge, direct] = await Promise.all([startKedge(t), startDirect(t)]);
+    const agents: Record<string, undici.Dispatcher | undefined> = { 'what is global': undefined };
+    for (const [version, { Agent }] of [
+      ...Object.entries(COPIES),
+      ['8, another copy', await anotherUndici8(t)] as const,
+    ]) {
+      const agent = new Agent();
+      t.after(() => agent.close());
+      agents[`an Agent of undici ${version}`] = agent;
+    }
+    const told: Record<string, string> = {};
+    const expected: Record<string, string> = {};
+    for (const [name, fallback] of Object.entries(agents)) {
+      const { dispatcher } = kedge.dialer({ mapper: clusterOnly(kedge), fallback });
+      for (const [call, run] of Object.entries(await callsOf(dispatcher as undici.Dispatcher, direct.url))) {
+        told[`${call}, to ${name}`] = await run().catch((error: Error) => String(error.cause ?? error));
+        expected[`${call}, to ${name}`] = 'direct';
+      }
+    }
+    assert.deepEqual(told, expected);
+    assert.equal(kedge.handshakes, 0);
+  });
+
+  it('is paused, resumed and aborted as by its own undici', async (t) => {
+    const size = 4_000_000;
+    const [kedge, direct] = await Promise.all([
+      startKedge(t),
+      startDirect(t, (request, response) => {
+        if (request.url === '/slow') response.write('begun');
+        else response.end(Buffer.alloc(size, 'b'));
+      }),
+    ]);
+    for (const [name, { Agent }] of [
+      ...Object.entries(COPIES),
+      ['8, another copy', await anotherUndici8(t)] as const,
+    ]) {
+      const agent = new Agent();
+      t.after(() => agent.destroy());
+      const dispatcher = kedge.dialer({ mapper: clusterOnly(kedge), fallback: agent }).dispatcher as undici.Dispatcher;
+      for (const [version, copy] of Object.entries(COPIES)) {
+        let bytes = 0;
+        // Reading in small steps, with a turn of the loop between them, fills every buffer on the way.
+        const { body } = await copy.request(direct.url, { dispatcher });
+        for await (const chunk of body) {
+          bytes += (chunk as Buffer).length;
+          await new Promise(setImmediate);
+        }
+        assert.equal(bytes, size, `undici ${version} to ${name}`);
+        const controller = new AbortController();
+        const slow = await copy.request(`${direct.url}/slow`, { dispatcher, signal: controller.signal });
+        const rest = slow.body.text();
+        setImmediate(() => controller.abort());
+        await assert.rejects(rest, { name: 'AbortError' }, `undici ${version} to ${name}`);
+      }
+    }
+  });
+
+  it('does not ask its caller to wait for a "drain" that never comes', async (t) => {
+    const [kedge, direct] = await Promise.all([startKedge(t), startDirect(t)]);
+    const agent = new undici.Agent({ connections: 1, pipelining: 1 });
+    t.after(() => agent.close());
+    for (const fallback of [agent, undefined]) {
+      const { dispatcher } = kedge.dialer({ mapper: clusterOnly(kedge), fallback });
+      const answers = Array.from({ length: 5 }, () => Promise.withResolvers<number>());
+      const taken = answers.map(({ resolve, reject }) =>
+        dispatcher.dispatch({ origin: direct.url, path: '/', method: 'GET' }, {
+          onRequestStart() {},
+          onResponseStart: (_controller, status) => resolve(status),
+          onResponseData() {},
+          onResponseEnd() {},
+          onResponseError: (_controller, error) => reject(error),
+        } satisfies undici.Dispatcher.DispatchHandler as never),
+      );
+      assert.deepEqual(await Promise.all(answers.map(({ promise }) => promise)), Array(5).fill(200));
+      assert.deepEqual(taken, Array(5).fill(true));
+    }
+  });
+});
+
 describe('a redirect', () => {
   it('is mapped again, and carries credentials to its own kedge only', async (t) => {
     const direct = await startDirect(t, (request, response) => {
@@ -131,7 +248,7 @@ describe('install()', () => {
     const other = new undici.Agent();
     t.after(() => other.close());
     const saved = undici.getGlobalDispatcher();
-    assert.equal(saved, dialer.dispatcher);
+    assert.equal((await undici.request('http://orders.us1:8080/', { dispatcher: saved })).statusCode, 200);
     undici.setGlobalDispatcher(other);
     again();
     assert.equal(undici.getGlobalDispatcher(), other, 'what others installed since is theirs');
