@@ -11,6 +11,8 @@ const globals = globalThis as unknown as Record<symbol, unknown>;
 
 /** The installs that are in force, in whatever order they will be undone. */
 const installs = new Set<Installed>();
+/** What the others replaced. */
+const undone = new WeakMap<object, Record<Kind, DispatcherLike>>();
 
 /**
  * What every undici in the process, built in or not, has for its global dispatcher while a dialer is installed: the
@@ -34,8 +36,8 @@ export class Installed extends Dispatcher {
     this.fallback = fallback;
     // Where nothing was set, the undo leaves undici's default: an undici that came meanwhile has found us and set none.
     this.replaced = {
-      current: Installed.settled(current, 'current'),
-      legacy: Installed.settled(legacy ?? (new Dispatcher1Wrapper(current as Dispatcher) as DispatcherLike), 'legacy'),
+      current: settled(current, 'current'),
+      legacy: settled(legacy ?? (new Dispatcher1Wrapper(current as Dispatcher) as DispatcherLike), 'legacy'),
     };
     fallback.replaced = this.replaced;
     installs.add(this);
@@ -52,6 +54,7 @@ export class Installed extends Dispatcher {
     this.dialer = undefined;
     this.fallback.replaced = undefined;
     installs.delete(this);
+    undone.set(this, this.replaced);
     for (const kind of KINDS) {
       if (globals[SYMBOLS[kind]] === this) globals[SYMBOLS[kind]] = this.replaced[kind];
       for (const { replaced } of installs) if (replaced[kind] === this) replaced[kind] = this.replaced[kind];
@@ -85,11 +88,11 @@ export class Installed extends Dispatcher {
     this.undo();
     return target;
   }
+}
 
-  /** Others may have put back what they kept while it was in force: an install that is undone stands for what it replaced. */
-  private static settled(dispatcher: DispatcherLike, kind: Kind): DispatcherLike {
-    let found = dispatcher;
-    while (found instanceof Installed && found.dialer === undefined) found = found.replaced[kind];
-    return found;
-  }
+/** Others may have put back what they kept while it was in force: an install that is undone stands for what it replaced. */
+function settled(dispatcher: DispatcherLike, kind: Kind): DispatcherLike {
+  // By identity, not by class: the Proxy that `compose()` puts around one of ours is of its class as well.
+  const replaced = undone.get(dispatcher);
+  return replaced === undefined ? dispatcher : settled(replaced[kind], kind);
 }
