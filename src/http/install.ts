@@ -1,3 +1,4 @@
+import { hide } from '../hide.ts';
 import type { DispatcherLike } from '../options.ts';
 import type { HttpDispatcher } from './dispatcher.ts';
 import { dispatchTo, type Fallback, globalDispatchers } from './fallback.ts';
@@ -39,6 +40,7 @@ export class Installed extends Dispatcher {
       current: settled(current, 'current'),
       legacy: settled(legacy ?? (new Dispatcher1Wrapper(current as Dispatcher) as DispatcherLike), 'legacy'),
     };
+    hide(this, 'KedgeDispatcher');
     fallback.replaced = this.replaced;
     installs.add(this);
     // As undici defines it; where it is defined, only the value changes.
