@@ -28,6 +28,7 @@ export interface CheckReport {
 }
 
 const TIMEOUT_MS = 5000;
+const MAX_BODY_BYTES = 16 * 1024 * 1024;
 
 /** Goes every step to each kedge of the target's route, then makes one request as any caller would. */
 export async function check(
@@ -71,37 +72,40 @@ async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Prom
     socket?.destroy();
     return;
   }
+  steps.push(await step(name, 'tls', () => handshake(core, hop, socket!, wire)));
+  socket!.destroy();
+}
+
+async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Promise<string> {
   const { connector, identity } = core.kedges.get(hop).generation;
-  steps.push(
-    await step(name, 'tls', async () => {
-      const secured = await new Promise<TLSSocket>((resolve, reject) => {
-        const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
-        connector.establish(socket!, alpn, (error, done) =>
-          error === null ? resolve(done as TLSSocket) : reject(error),
-        );
-      });
-      const { subject, valid_to: until } = secured.getPeerCertificate();
-      const words = [
-        `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
-        `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
-        identity === undefined
-          ? 'no client certificate'
-          : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
-      ];
-      secured.destroy();
-      return words.join('; ');
-    }),
-  );
+  const secured = await new Promise<TLSSocket>((resolve, reject) => {
+    const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
+    connector.establish(socket, alpn, (error, done) => (error === null ? resolve(done as TLSSocket) : reject(error)));
+  });
+  const { subject, valid_to: until } = secured.getPeerCertificate();
+  const words = [
+    `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
+    `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
+    identity === undefined
+      ? 'no client certificate'
+      : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
+  ];
+  secured.destroy();
+  return words.join('; ');
 }
 
 async function get(dialer: Dialer, target: string, path: string): Promise<string> {
   const { origin } = new URL(target.includes('://') ? target : `http://${target}`);
   const options = { origin, path, method: 'GET', headersTimeout: TIMEOUT_MS, bodyTimeout: TIMEOUT_MS } as const;
   const response = await dialer.dispatcher.request(options as never);
-  await response.body.dump();
   const reported = kedgeErrorOf(response as never);
+  // An answer that never ends is an answer.
+  const limit = AbortSignal.timeout(TIMEOUT_MS);
+  await response.body.dump({ limit: MAX_BODY_BYTES, signal: limit }).catch((error) => {
+    if (!limit.aborted) throw error;
+  });
   if (reported !== undefined) throw reported;
-  return `status ${response.statusCode}`;
+  return `status ${response.statusCode}${limit.aborted ? `, still answering after ${TIMEOUT_MS} ms` : ''}`;
 }
 
 /** The health service of gRPC; a server without one still answers (https://grpc.io/docs/guides/health-checking/). */

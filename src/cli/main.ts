@@ -1,45 +1,15 @@
 #!/usr/bin/env node
-import { inspect } from 'node:util';
-import { isKedgeError } from '../errors.ts';
-import { check } from './check.ts';
-import { type Command, HELP, parse } from './options.ts';
+/** As `engines` of package.json says. */
+const NEEDED = [22, 19] as const;
 
-/** The exit status: 0 where the target can be reached (explain: where it is understood), 1 otherwise, 2 for a wrong command. */
-async function main(args: readonly string[]): Promise<number> {
-  let command: Command;
-  try {
-    command = parse(args);
-  } catch (error) {
-    console.error(`kedge-dialer: ${(error as Error).message}`);
-    console.error("Try 'kedge-dialer --help'.");
-    return 2;
-  }
-  if (command.is === 'help') {
-    console.log(HELP);
-    return 0;
-  }
-  const { dialer, target, wire, json, warnings } = command;
-  for (const warning of warnings) console.error(`warning: ${warning}`);
-  try {
-    const explanation = dialer.explain(target, { wire });
-    if (command.is === 'explain') {
-      console.log(json ? JSON.stringify(explanation, null, 2) : inspect(explanation));
-      return 0;
-    }
-    const report = await check(dialer, target, wire, command.path);
-    console.log(
-      json ? JSON.stringify({ explanation, ...report }, null, 2) : `${inspect(explanation)}\n${inspect(report)}`,
-    );
-    return report.ok ? 0 : 1;
-  } catch (error) {
-    if (!isKedgeError(error)) throw error;
-    const { code, message, stage } = error;
-    if (json) console.log(JSON.stringify({ ok: false, error: { code, stage, message } }, null, 2));
-    else console.error(`${code}: ${message}`);
-    return 1;
-  } finally {
-    await dialer.destroy();
-  }
+const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
+if (major > NEEDED[0] || (major === NEEDED[0] && minor >= NEEDED[1])) {
+  // Only now: an older Node cannot load what this imports, and would say so in a page of stack.
+  const { run } = await import('./run.ts');
+  process.exitCode = await run(process.argv.slice(2));
+} else {
+  console.error(`kedge-dialer: needs Node.js ${NEEDED.join('.')} or later; this is ${process.versions.node}`);
+  process.exitCode = 2;
 }
 
-process.exitCode = await main(process.argv.slice(2));
+export {};

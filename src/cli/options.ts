@@ -83,6 +83,10 @@ export function parse(args: readonly string[]): Command {
   const { cert, key, ca, grpc, path, json } = values;
   if ((cert === undefined) !== (key === undefined)) throw new Error('--cert and --key go together');
   if (ca !== undefined && cert === undefined) throw new Error('--ca goes with --cert and --key');
+  if (values.auth !== undefined && values.mapper === undefined) throw new Error('--auth goes with --mapper');
+  if (values['server-name'] !== undefined && values.kedge === undefined) {
+    throw new Error('--server-name goes with --kedge');
+  }
   const options: DialerOptions = { mapper };
   if (cert !== undefined) options.identity = pemFiles({ cert, key: key!, ...(ca === undefined ? {} : { ca }) });
   const wire = grpc ? 'grpc' : 'http';

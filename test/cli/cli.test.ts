@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
+import type { ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { startGrpcKedge } from '../helpers/grpc-kedge.ts';
-import { KEDGE_NAME, startKedge, type TestKedge } from '../helpers/kedge.ts';
+import { KEDGE_NAME, type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
 import { tempDir } from '../helpers/temp.ts';
 
@@ -112,11 +113,36 @@ describe('kedge-dialer', () => {
       ['explain', 'x', '--mapper', '/nowhere'],
       ['explain', 'x', '--kedge', 'https://k', '--cert', 'c'],
       ['explain', 'x', '--kedge', 'https://k', '--ca', 'c'],
+      ['explain', 'x', '--kedge', 'https://k', '--auth', '/nowhere'],
+      ['explain', 'x', '--match', '*.prod', '--suffix', '.k.test', '--server-name', 'k.test'],
       ['explain', 'x', '--what'],
     ]) {
       const { status, out } = await run(...args);
       assert.equal(status, 2, `${args} ${out}`);
       assert.match(out, /^kedge-dialer: .+\nTry 'kedge-dialer --help'\.\n$/, out);
     }
+  });
+
+  it('ends check where the certificate cannot be read, and where an answer never ends', async (t) => {
+    const handler: KedgeHandler = (_request, response) => {
+      (response as ServerResponse).write('data: and so on\n\n');
+    };
+    const kedge = await startKedge(t, { handler });
+    const flags = await files(t, kedge);
+    const endless = await run('check', 'http://a.us1/', ...flags);
+    assert.equal(endless.status, 0, endless.out);
+    assert.match(endless.out, /ok {3}request .*status 200, still answering after 5000 ms/);
+    const cert = flags[flags.indexOf('--cert') + 1]!;
+    const unreadable = await run('check', 'http://a.us1/', ...flags.map((flag) => (flag === cert ? '/nowhere' : flag)));
+    assert.equal(unreadable.status, 1, unreadable.out);
+    assert.match(unreadable.out, /ERR_KEDGE_IDENTITY/);
+  });
+
+  it('says in one line which Node.js it needs', async (t) => {
+    const old = join(await tempDir(t), 'old.cjs');
+    await writeFile(old, "Object.defineProperty(process.versions, 'node', { value: '20.19.2' });");
+    const { status, out } = await runNode(['--require', old, MAIN, '--help']);
+    assert.equal(status, 2);
+    assert.equal(out, 'kedge-dialer: needs Node.js 22.19 or later; this is 20.19.2\n');
   });
 });

@@ -1,0 +1,42 @@
+import { inspect } from 'node:util';
+import { isKedgeError } from '../errors.ts';
+import { check } from './check.ts';
+import { type Command, HELP, parse } from './options.ts';
+
+/** The exit status: 0 where the target can be reached (explain: where it is understood), 1 otherwise, 2 for a wrong command. */
+export async function run(args: readonly string[]): Promise<number> {
+  let command: Command;
+  try {
+    command = parse(args);
+  } catch (error) {
+    console.error(`kedge-dialer: ${(error as Error).message}`);
+    console.error("Try 'kedge-dialer --help'.");
+    return 2;
+  }
+  if (command.is === 'help') {
+    console.log(HELP);
+    return 0;
+  }
+  const { dialer, target, wire, json, warnings } = command;
+  for (const warning of warnings) console.error(`warning: ${warning}`);
+  try {
+    const explanation = dialer.explain(target, { wire });
+    if (command.is === 'explain') {
+      console.log(json ? JSON.stringify(explanation, null, 2) : inspect(explanation));
+      return 0;
+    }
+    const report = await check(dialer, target, wire, command.path);
+    console.log(
+      json ? JSON.stringify({ explanation, ...report }, null, 2) : `${inspect(explanation)}\n${inspect(report)}`,
+    );
+    return report.ok ? 0 : 1;
+  } catch (error) {
+    if (!isKedgeError(error)) throw error;
+    const { code, message, stage } = error;
+    if (json) console.log(JSON.stringify({ ok: false, error: { code, stage, message } }, null, 2));
+    else console.error(`${code}: ${message}`);
+    return 1;
+  } finally {
+    await dialer.destroy();
+  }
+}
