@@ -111,7 +111,7 @@ export interface FailoverOptions {
     failures?: number;
     /** How long they avoid it at first; doubled with each failure. Default: 1 000. */
     backoffMs?: number;
-    /** Default: 30 000. */
+    /** At least `backoffMs`. Default: 30 000, or `backoffMs` where that is more. */
     maxBackoffMs?: number;
   };
 }
@@ -220,6 +220,7 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
 
   const f = new Section('failover.', top.take('failover', {}, 'an object', isObject));
   const b = new Section('failover.breaker.', f.take('breaker', {}, 'an object', isObject));
+  const backoffMs = b.integer('backoffMs', 1_000, 1);
   const failover = {
     attempts: f.integer('attempts', undefined, 1) ?? Number.POSITIVE_INFINITY,
     statuses: new Set(f.take('statuses', [], 'a list of statuses from 400 to 599', isStatuses)),
@@ -227,8 +228,8 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
     replayBytes: f.integer('replayBytes', 65_536, 0),
     breaker: {
       failures: b.integer('failures', 1, 1),
-      backoffMs: b.integer('backoffMs', 1_000, 1),
-      maxBackoffMs: b.integer('maxBackoffMs', 30_000, 1),
+      backoffMs,
+      maxBackoffMs: b.integer('maxBackoffMs', Math.max(30_000, backoffMs), backoffMs),
     },
   };
   b.end();

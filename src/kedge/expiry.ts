@@ -1,6 +1,6 @@
 import { KedgeError } from '../errors.ts';
 import type { IdentitySnapshot } from '../identity/identity.ts';
-import { after } from './timer.ts';
+import { at } from './timer.ts';
 
 const HOUR_MS = 60 * 60 * 1000;
 /** The share of its life after which a certificate should have been replaced; cert-manager does it there. */
@@ -48,7 +48,7 @@ export class ExpiryWarnings {
     const times: [number, string][] = [[due, 'has spent two thirds of its life']];
     // A certificate that lives for less is renewed more often than by the hour.
     if (until - HOUR_MS > due) times.push([until - HOUR_MS, 'has an hour left']);
-    const stops = times.map(([time, reason]) => after(time - Date.now(), () => warn(reason)));
+    const stops = times.map(([time, reason]) => at(new Date(time), () => warn(reason)));
     return () => {
       for (const stop of stops) stop();
     };

@@ -26,7 +26,7 @@ export function proxyAddress(input: string | URL): ProxyAddress {
     );
   const { hostname, username, password } = url;
   const port = url.port === '' ? 80 : Number(url.port);
-  const user = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
+  const user = `${decoded(username)}:${decoded(password)}`;
   const address = {
     hostname: hostname.replace(/^\[|\]$/g, ''),
     port,
@@ -35,6 +35,15 @@ export function proxyAddress(input: string | URL): ProxyAddress {
   };
   hide(address, `Proxy(${address.name})`);
   return Object.freeze(address);
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    const reason = 'the user or the password in `connect.proxy` has a `%` that is not an escape: write it as %25';
+    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason);
+  }
 }
 
 /**
@@ -59,16 +68,21 @@ export function tunnel(
   const closed = () => done(new Error('the proxy closed the connection'));
   const read = (chunk: Buffer) => {
     answer = Buffer.concat([answer, chunk]);
-    const end = answer.indexOf('\r\n\r\n');
-    if (end === -1) {
-      if (answer.length > MAX_ANSWER_BYTES) done(new Error('the proxy does not speak HTTP'));
+    for (;;) {
+      const end = answer.indexOf('\r\n\r\n');
+      if (end === -1 || end > MAX_ANSWER_BYTES) {
+        if (answer.length > MAX_ANSWER_BYTES) done(new Error('the proxy does not speak HTTP'));
+        return;
+      }
+      const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer.toString('latin1', 0, end))?.[1];
+      answer = answer.subarray(end + 4);
+      // An interim answer is followed by another one; any 2xx opens the tunnel, whatever its headers say of a body.
+      if (status?.startsWith('1') && status !== '101') continue;
+      socket.pause();
+      if (answer.length > 0) socket.unshift(answer);
+      done(status?.startsWith('2') ? undefined : new Error(`the proxy answered ${status ?? 'no HTTP'}`));
       return;
     }
-    const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer.toString('latin1', 0, end))?.[1];
-    const rest = answer.subarray(end + 4);
-    socket.pause();
-    if (rest.length > 0) socket.unshift(rest);
-    done(status === '200' ? undefined : new Error(`the proxy answered ${status ?? 'no HTTP'}`));
   };
   const timer = setTimeout(() => done(new Error(`no answer of the proxy within ${timeoutMs} ms`)), timeoutMs);
   socket.on('data', read);

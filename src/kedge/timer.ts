@@ -1,12 +1,24 @@
 const MAX_TIMER_MS = 2 ** 31 - 1;
+/** How late a timer for a date may notice that the clock was set, or that the machine slept. */
+const CLOCK_CHECK_MS = 30_000;
 
-/** A timer of any length that does not hold the process; returns the way to stop it. */
+/** A timer of any length, on the monotonic clock, that does not hold the process; returns the way to stop it. */
 export function after(ms: number, callback: () => void): () => void {
+  const end = performance.now() + ms;
+  return wait(() => end - performance.now(), MAX_TIMER_MS, callback);
+}
+
+/** Calls back at a date, by the wall clock, wherever that is set to meanwhile; otherwise as {@link after}. */
+export function at(date: Date, callback: () => void): () => void {
+  return wait(() => date.getTime() - Date.now(), CLOCK_CHECK_MS, callback);
+}
+
+function wait(left: () => number, stepMs: number, callback: () => void): () => void {
   let timer: NodeJS.Timeout;
-  const arm = (left: number) => {
-    const step = Math.min(Math.max(left, 0), MAX_TIMER_MS);
-    timer = setTimeout(() => (left > step ? arm(left - step) : callback()), step).unref();
+  const arm = () => {
+    timer = setTimeout(fire, Math.min(Math.max(Math.ceil(left()), 0), stepMs)).unref();
   };
-  arm(ms);
+  const fire = () => (left() > 0 ? arm() : callback());
+  arm();
   return () => clearTimeout(timer);
 }
