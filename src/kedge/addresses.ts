@@ -1,10 +1,24 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import dns, { type LookupAddress } from 'node:dns';
 import { isIP, type LookupFunction } from 'node:net';
 import { debug } from '../debug.ts';
+import { after } from './timer.ts';
 
 /** How long an answer counts where no name server says it, in ms: names from /etc/hosts, search domains, caches. */
 const DEFAULT_TTL_MS = 30_000;
 const MIN_TTL_MS = 1_000;
+/**
+ * How long a look-up may take, in ms, before the last good answer serves, and before whoever needs an address begins another:
+ * the resolver may be well again. It cannot be cancelled, and holds one of the few threads that the process has for look-ups,
+ * so the more are stuck the longer is waited.
+ */
+const PATIENCE_MS = 1_000;
+const MANY_STUCK = 8;
+const LONG_PATIENCE_MS = 60_000;
+/** For the question for the TTL, which can do without an answer. */
+const NAME_SERVER_TIMEOUT_MS = 2_000;
+/** An address that none of so many answers in a row has is the kedge's no more: many name servers give one of several in turn. */
+const ANSWERS = 3;
 
 /**
  * The addresses of one kedge. `dns.lookup` decides, as for everybody else on the machine; name servers are asked as well,
@@ -13,18 +27,30 @@ const MIN_TTL_MS = 1_000;
 export class Addresses {
   private readonly hostname: string;
   private readonly ttlMs: number | undefined;
-  private readonly onMoved: () => void;
-  private answer: LookupAddress[] | undefined;
+  private readonly onAnswer: () => void;
+  /** The last {@link ANSWERS}, the newest first. */
+  private answers: LookupAddress[][] = [];
   private expires = 0;
-  private asking: Promise<LookupAddress[]> | undefined;
-  private timer: NodeJS.Timeout | undefined;
+  /** Those who wait for an address; whichever look-up has one serves them all. */
+  private waiting: PromiseWithResolvers<LookupAddress[]> | undefined;
+  private stopWaiting = () => {};
+  /** Look-ups are numbered: the newest one begun, and the newest that had an answer. */
+  private begun = 0;
+  private answered = 0;
+  private underWay = 0;
+  /** When the newest one began; undefined when it is over. */
+  private since: number | undefined;
+  private readonly resolvers = new Set<dns.promises.Resolver>();
+  private stopTimer = () => {};
   private closed = false;
+  /** The dialer's: what is started here must not run in the async context of a call, or keep it. */
+  private readonly inOwnContext = AsyncLocalStorage.snapshot();
 
-  /** `onMoved` hears of an answer that differs from the one before. */
-  constructor(hostname: string, ttlMs: number | undefined, onMoved: () => void) {
+  /** `onAnswer` hears of every answer: what {@link has} says may have changed. */
+  constructor(hostname: string, ttlMs: number | undefined, onAnswer: () => void) {
     this.hostname = hostname;
     this.ttlMs = ttlMs;
-    this.onMoved = onMoved;
+    this.onAnswer = onAnswer;
   }
 
   /** For `net.connect`; undefined where the kedge is an IP address. */
@@ -34,12 +60,14 @@ export class Addresses {
 
   /** Whether a connected address is still one of the kedge's, as far as is known. */
   has(address: string | undefined): boolean {
-    return this.answer === undefined || address === undefined || this.answer.some((each) => each.address === address);
+    if (address === undefined || this.answers.length === 0) return true;
+    return this.answers.some((answer) => answer.some((each) => each.address === address));
   }
 
   close(): void {
     this.closed = true;
-    clearTimeout(this.timer);
+    this.stopTimer();
+    for (const resolver of this.resolvers) resolver.cancel();
   }
 
   private readonly answerTo: LookupFunction = (_hostname, options, callback) => {
@@ -56,54 +84,94 @@ export class Addresses {
   };
 
   private current(): Promise<LookupAddress[]> {
-    if (this.answer !== undefined && performance.now() < this.expires) return Promise.resolve(this.answer);
-    this.asking ??= this.ask().finally(() => {
-      this.asking = undefined;
-    });
-    return this.asking;
+    const now = performance.now();
+    const [last] = this.answers;
+    if (last !== undefined && now < this.expires) return Promise.resolve(last);
+    return this.inOwnContext(() => this.next(now));
   }
 
-  private async ask(): Promise<LookupAddress[]> {
-    let addresses: LookupAddress[];
+  private next(now: number): Promise<LookupAddress[]> {
+    if (this.waiting === undefined) {
+      this.waiting = Promise.withResolvers();
+      this.stopWaiting = after(PATIENCE_MS, () => this.makeDo('it takes too long'));
+    }
+    const { promise } = this.waiting;
+    const patienceMs = this.underWay < MANY_STUCK ? this.underWay * PATIENCE_MS : LONG_PATIENCE_MS;
+    if (this.since === undefined || now - this.since >= patienceMs) {
+      this.since = now;
+      void this.ask();
+    }
+    return promise;
+  }
+
+  private async ask(): Promise<void> {
+    this.begun += 1;
+    this.underWay += 1;
+    const number = this.begun;
     try {
-      addresses = await dns.promises.lookup(this.hostname, { all: true, order: 'verbatim' });
+      const addresses = await dns.promises.lookup(this.hostname, { all: true, order: 'verbatim' });
       if (addresses.length === 0)
         throw Object.assign(new Error('no address'), { syscall: 'getaddrinfo', code: 'ENOTFOUND' });
+      if (number > this.answered) this.learn(number, addresses);
     } catch (error) {
-      if (this.answer === undefined) throw error;
-      debug.dial('%s: no answer (%s), the last good one serves', this.hostname, (error as NodeJS.ErrnoException).code);
-      this.keep(this.answer, MIN_TTL_MS);
-      return this.answer;
+      // A newer look-up may know better.
+      if (number === this.begun && !this.makeDo((error as NodeJS.ErrnoException).code)) this.settle('reject', error);
+    } finally {
+      this.underWay -= 1;
+      if (number === this.begun) this.since = undefined;
     }
-    const before = this.answer;
-    this.keep(addresses, this.ttlMs ?? DEFAULT_TTL_MS);
+  }
+
+  private learn(number: number, addresses: LookupAddress[]): void {
+    this.answered = number;
+    this.answers = [addresses, ...this.answers.slice(0, ANSWERS - 1)];
+    this.keep(this.ttlMs ?? DEFAULT_TTL_MS);
+    this.settle('resolve', addresses);
     if (this.ttlMs === undefined) void this.learnTtl(addresses);
-    if (before !== undefined && !sameAddresses(before, addresses)) this.onMoved();
-    return addresses;
+    this.onAnswer();
+  }
+
+  /** Serves the last good answer, if there is one, in place of one that is not to be had. */
+  private makeDo(reason: string | undefined): boolean {
+    const [last] = this.answers;
+    if (last === undefined) return false;
+    debug.dial('%s: no answer (%s), the last good one serves', this.hostname, reason);
+    this.keep(MIN_TTL_MS);
+    this.settle('resolve', last);
+    return true;
+  }
+
+  private settle(how: 'resolve', value: LookupAddress[]): void;
+  private settle(how: 'reject', value: unknown): void;
+  private settle(how: 'resolve' | 'reject', value: unknown): void {
+    this.stopWaiting();
+    this.waiting?.[how](value as LookupAddress[]);
+    this.waiting = undefined;
   }
 
   /** Asks again when the answer is out of date: connections may be to an address that is no longer the kedge's. */
-  private keep(addresses: LookupAddress[], ttlMs: number): void {
-    this.answer = addresses;
+  private keep(ttlMs: number): void {
     this.expires = performance.now() + ttlMs;
-    clearTimeout(this.timer);
+    this.stopTimer();
     if (this.closed) return;
-    this.timer = setTimeout(() => this.current().catch(() => {}), ttlMs + 1).unref();
+    this.stopTimer = after(ttlMs + 1, () => this.current().catch(() => {}));
   }
 
   private async learnTtl(addresses: LookupAddress[]): Promise<void> {
+    if (this.closed) return;
+    // One of our own: a question that nobody answers would hold the process for long after close().
+    const resolver = new dns.promises.Resolver({ timeout: NAME_SERVER_TIMEOUT_MS, tries: 1 });
+    resolver.setServers(dns.getServers());
+    this.resolvers.add(resolver);
     const none = () => [];
     const [v4, v6] = await Promise.all([
-      dns.promises.resolve4(this.hostname, { ttl: true }).catch(none),
-      dns.promises.resolve6(this.hostname, { ttl: true }).catch(none),
+      resolver.resolve4(this.hostname, { ttl: true }).catch(none),
+      resolver.resolve6(this.hostname, { ttl: true }).catch(none),
     ]);
+    this.resolvers.delete(resolver);
     const records = [...v4, ...v6];
     const agree = addresses.every(({ address }) => records.some((record) => record.address === address));
-    if (!agree || this.answer !== addresses) return;
-    this.keep(addresses, Math.max(Math.min(...records.map(({ ttl }) => ttl)) * 1000, MIN_TTL_MS));
+    if (!agree || this.answers[0] !== addresses) return;
+    this.keep(Math.max(Math.min(...records.map(({ ttl }) => ttl)) * 1000, MIN_TTL_MS));
   }
-}
-
-function sameAddresses(a: LookupAddress[], b: LookupAddress[]): boolean {
-  return a.length === b.length && a.every(({ address }) => b.some((each) => each.address === address));
 }
