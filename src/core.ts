@@ -84,12 +84,21 @@ export class Core {
 
   /** Fails the calls under way and closes every connection. */
   destroy(error?: Error): Promise<void> {
-    const reason = error ?? new KedgeError('ERR_KEDGE_CLOSED', 'kedge', 'the dialer was destroyed');
+    const reason = error instanceof Error ? error : destroyed(error);
     const closed = this.close();
-    for (const call of this.waiting) call.fail(reason);
+    for (const call of this.waiting) this.fail(call, reason);
     this.kedges.destroy(reason);
     this.idle?.();
     return closed;
+  }
+
+  /** What the listener of one call throws must not keep the others from their end. */
+  private fail(call: WaitingCall, reason: Error): void {
+    try {
+      call.fail(reason);
+    } catch (cause) {
+      this.options.onWarning(new Error('kedge-dialer: the listener of a call that was ended threw', { cause }));
+    }
   }
 
   private async shutdown(): Promise<void> {
@@ -102,6 +111,10 @@ export class Core {
     }
     await this.kedges.close();
   }
+}
+
+function destroyed(cause: unknown): KedgeError {
+  return new KedgeError('ERR_KEDGE_CLOSED', 'kedge', 'the dialer was destroyed', { cause: cause ?? undefined });
 }
 
 function late(drainTimeoutMs: number): KedgeError {

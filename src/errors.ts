@@ -6,7 +6,7 @@
  * | `ERR_KEDGE_OPTIONS` | config | an option is unknown, has the wrong type or is out of range |
  * | `ERR_KEDGE_ROUTE` | config, map | a mapper or a route is invalid, or would break a security rule |
  * | `ERR_KEDGE_IDENTITY` | config | certificate, key or CA is missing, unreadable or does not fit together |
- * | `ERR_KEDGE_IDENTITY_EXPIRED` | tls | the client certificate is past its date; nothing was dialled |
+ * | `ERR_KEDGE_IDENTITY_EXPIRED` | tls, kedge | the client certificate is past its date: nothing was dialled, or the call's connection ended with it |
  * | `ERR_KEDGE_TARGET` | map | the target is not a valid, unambiguous `host[:port]` |
  * | `ERR_KEDGE_UNMAPPED` | map | no mapper knows the target and it may not go direct |
  * | `ERR_KEDGE_CLOSED` | map | the dialer is closed |

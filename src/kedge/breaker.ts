@@ -9,13 +9,12 @@ export interface BreakerOptions {
 
 type State =
   | { readonly is: 'closed'; readonly failures: number }
-  | { readonly is: 'open'; readonly backoffMs: number; readonly until: number }
-  | { readonly is: 'half-open'; readonly backoffMs: number };
+  | { readonly is: 'open' | 'half-open'; readonly backoffMs: number; readonly until: number };
 
 const CLOSED: State = { is: 'closed', failures: 0 };
 
 /**
- * One opinion about a kedge for both wires: while it cannot be dialled, calls that could go elsewhere do, and one of them
+ * One opinion about a kedge for all wires: while it cannot be dialled, calls that could go elsewhere do, and one of them
  * now and then tries it again. Calls that have no other kedge do not ask.
  */
 export class Breaker {
@@ -35,11 +34,15 @@ export class Breaker {
     return this.state.is;
   }
 
-  /** Whether a call may try this kedge. When the time has come, the one that asks is the probe. */
+  /**
+   * Whether a call may try this kedge. When the time has come, the one that asks is the probe. Not every probe learns
+   * something (it may be aborted, or find a connection that is there), so after a while the next one that asks is it.
+   */
   admit(now = performance.now()): boolean {
-    if (this.state.is === 'closed') return true;
-    if (this.state.is === 'half-open' || now < this.state.until) return false;
-    this.state = { is: 'half-open', backoffMs: this.state.backoffMs };
+    const { state } = this;
+    if (state.is === 'closed') return true;
+    if (now < state.until) return false;
+    this.state = { is: 'half-open', backoffMs: state.backoffMs, until: now + state.backoffMs };
     return true;
   }
 
@@ -56,7 +59,7 @@ export class Breaker {
     }
     // Calls that were on their way when it opened say nothing new.
     if (state.is === 'open' && now < state.until) return;
-    const next = state.is === 'closed' ? backoffMs : Math.min(state.backoffMs * 2, maxBackoffMs);
+    const next = Math.min(state.is === 'closed' ? backoffMs : state.backoffMs * 2, maxBackoffMs);
     // Half to all of it: many pods that lost a kedge together do not come back together.
     this.state = { is: 'open', backoffMs: next, until: now + next * (0.5 + Math.random() / 2) };
   }

@@ -1,8 +1,9 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import type { LookupAddress } from 'node:dns';
 import net from 'node:net';
 import tls from 'node:tls';
 import { debug } from '../debug.ts';
-import { codeOf, KedgeError, type KedgeErrorCode } from '../errors.ts';
+import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../errors.ts';
 import type { IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
@@ -35,6 +36,8 @@ export type DialCallback = (error: KedgeError | null, socket: net.Socket | tls.T
 export class Connector {
   /** Every open socket, with those still dialling and those that were upgraded: pools forget about some of them. */
   readonly sockets = new Set<net.Socket>();
+  /** Dials under way. */
+  dialling = 0;
   private readonly address: KedgeAddress;
   private readonly identity: IdentitySnapshot | undefined;
   private readonly addresses: Addresses;
@@ -48,6 +51,10 @@ export class Connector {
   private session: Buffer | undefined;
   private lastRefusal: KedgeError | undefined;
   private refusalEnds = 0;
+  /** Why dials were given up by {@link destroy}. */
+  private ended: KedgeError | undefined;
+  /** The dialer's: sockets live longer than the call that wanted them, and would keep its async context. */
+  private readonly inOwnContext = AsyncLocalStorage.snapshot();
 
   /** The pools' origin, and the kedge as `host:port` for people. */
   get origin(): string {
@@ -96,13 +103,13 @@ export class Connector {
 
   /** DNS, TCP and (for an `https:` kedge) TLS. */
   connect(alpn: readonly string[], callback: DialCallback): void {
-    const expired = this.expired();
-    if (expired !== undefined) {
-      setImmediate(callback, expired, null);
-      return;
-    }
-    const { name } = this.address;
-    debug.dial('%s: connecting', name);
+    const refused = this.ended ?? this.expired();
+    if (refused === undefined) this.inOwnContext(() => this.dial(alpn, this.counted(callback)));
+    else setImmediate(callback, refused, null);
+  }
+
+  private dial(alpn: readonly string[], callback: DialCallback): void {
+    debug.dial('%s: connecting', this.address.name);
     const socket = net.connect({
       host: this.endpoint.hostname,
       port: this.endpoint.port,
@@ -114,7 +121,7 @@ export class Connector {
     this.track(socket);
     const done = once(socket, this.timeouts.timeoutMs, (error, reason) => {
       if (reason === 'ready') {
-        this.establish(socket, alpn, callback);
+        this.finish(socket, alpn, callback);
         return;
       }
       const failed =
@@ -143,6 +150,9 @@ export class Connector {
   /** A socket of ours that grpc-js opened. */
   adopt(tcp: net.Socket): void {
     this.track(tcp);
+    const ended = this.counted(() => {});
+    tcp.once('connect', ended);
+    tcp.once('close', ended);
   }
 
   /** What a TCP connection that failed is called; the breaker hears of it. */
@@ -155,6 +165,10 @@ export class Connector {
 
   /** What is left to do on a TCP connection: the tunnel through a proxy, and TLS. */
   establish(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
+    this.inOwnContext(() => this.finish(tcp, alpn, this.counted(callback)));
+  }
+
+  private finish(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
     const go = () => {
       if (this.address.secure) this.secure(tcp, alpn, callback);
       else {
@@ -178,10 +192,10 @@ export class Connector {
   }
 
   private secure(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
-    const expired = this.expired();
-    if (expired !== undefined) {
+    const refused = this.ended ?? this.expired();
+    if (refused !== undefined) {
       tcp.destroy();
-      setImmediate(callback, expired, null);
+      setImmediate(callback, refused, null);
       return;
     }
     const socket = tls.connect({ ...this.tlsOptions, socket: tcp, session: this.session, ALPNProtocols: [...alpn] });
@@ -216,8 +230,12 @@ export class Connector {
     socket.once('secureConnect', done.ready);
   }
 
-  /** Ends every connection now, dialling ones too. */
+  /** Ends every connection now, dialling ones too: those say nothing of the kedge. */
   destroy(error?: Error): void {
+    const context = { kedge: this.address.name, cause: error };
+    // What ends a connection must not be taken for a failed dial, whatever it is.
+    const isOwn = isKedgeError(error) && error.stage === 'kedge';
+    this.ended ??= isOwn ? error : new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', 'the dial was given up', context);
     for (const socket of this.sockets) socket.destroy(error);
   }
 
@@ -236,6 +254,17 @@ export class Connector {
     return new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', reason, { kedge: this.address.name });
   }
 
+  /** Counts a dial until it has ended. */
+  private counted(callback: DialCallback): DialCallback {
+    let isOver = false;
+    this.dialling += 1;
+    return (error, socket) => {
+      if (!isOver) this.dialling -= 1;
+      isOver = true;
+      callback(error, socket);
+    };
+  }
+
   private track(socket: net.Socket): void {
     this.sockets.add(socket);
     // Pools drop their listeners when they are done with a socket; a late error must not end the process.
@@ -244,7 +273,7 @@ export class Connector {
   }
 
   private noteRefusal(error: Error): void {
-    if (!REFUSED_CLIENT_CERTIFICATE.test(codeOf(error))) return;
+    if (this.ended !== undefined || !REFUSED_CLIENT_CERTIFICATE.test(codeOf(error))) return;
     this.lastRefusal = this.tlsError(error);
     this.refusalEnds = performance.now() + REFUSAL_MEMORY_MS;
   }
@@ -263,10 +292,12 @@ export class Connector {
   }
 
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
+    if (this.ended !== undefined) return this.ended;
     const stage = code === 'ERR_KEDGE_DNS' ? 'dns' : code.startsWith('ERR_KEDGE_CONNECT') ? 'connect' : 'tls';
     const error = new KedgeError(code, stage, reason, { kedge: this.address.name, cause });
     debug.dial('%s', error.message);
-    this.observer.failed(error);
+    // A kedge without the protocol that this one call needs serves all others.
+    if (!NO_PROTOCOL.test(codeOf(cause))) this.observer.failed(error);
     return error;
   }
 }
@@ -277,6 +308,9 @@ const REFUSAL_MEMORY_MS = 5000;
 /** Alerts by which a TLS peer rejects the certificate it was shown (RFC 8446 §6.2). */
 const REFUSED_CLIENT_CERTIFICATE =
   /_ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)|UNKNOWN_CA|ACCESS_DENIED)$/;
+
+/** The alert of a TLS peer that speaks none of the protocols offered (RFC 7301 §3.2). */
+const NO_PROTOCOL = /_ALERT_NO_APPLICATION_PROTOCOL$/;
 
 /** node:tls codes that say that the peer's certificate failed verification (Node.js documentation, "X509 certificate error codes"). */
 const UNTRUSTED_CERTIFICATE =

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { debug } from '../debug.ts';
@@ -9,8 +10,8 @@ import { Breaker, type BreakerOptions } from './breaker.ts';
 import { Connector, type DialObserver, type DialTimeouts } from './connector.ts';
 import type { ExpiryWarnings } from './expiry.ts';
 import { Generation } from './generation.ts';
-import type { PeerPolicy } from './peer.ts';
-import { after } from './timer.ts';
+import { type PeerPolicy, peerKey } from './peer.ts';
+import { after, at } from './timer.ts';
 
 /** One kedge of a route, with all that decides which connections may serve it. */
 export interface Hop {
@@ -63,7 +64,7 @@ let lastId = 0;
  * held to. Never the target.
  */
 export function hop(address: KedgeAddress, identity: Identity | undefined, peer: PeerPolicy): Hop {
-  const key = [address.origin, address.verifyName, idOf(identity), idOf(peer)].join(' ');
+  const key = [address.origin, address.verifyName, idOf(identity), peerKey(peer)].join(' ');
   return Object.freeze({ key, address, identity, peer });
 }
 
@@ -86,7 +87,7 @@ export class Kedge implements DialObserver {
   private readonly addresses: Addresses;
   /** Ends the watch over the live generation's certificate. */
   private stopExpiry: (() => void) | undefined;
-  private ageTimer: NodeJS.Timeout | undefined;
+  private stopAge: (() => void) | undefined;
   private readonly options: KedgeOptions;
   private readonly counters = { handshakes: 0, resumed: 0, failures: 0 };
   private readonly draining = new Map<Generation, Promise<void>>();
@@ -105,12 +106,21 @@ export class Kedge implements DialObserver {
       this.followAddresses(),
     );
     this.live = this.open();
-    this.unsubscribe = of.identity?.subscribe(() => this.rotate());
+    // Whoever brings the news may do so from within a call.
+    const inOwnContext = AsyncLocalStorage.snapshot();
+    this.unsubscribe = of.identity?.subscribe(() => inOwnContext(() => this.rotate()));
   }
 
   /** The generation that new calls use. */
   get generation(): Generation {
     return this.live;
+  }
+
+  /** Whether a call that has another kedge may try this one. */
+  admit(): boolean {
+    if (this.breaker.isClosed) return true;
+    // A dial that is under way will tell; a second one to a kedge that may be dead would tell no more.
+    return this.live.connector.dialling === 0 && this.breaker.admit();
   }
 
   stats(): KedgeStats {
@@ -161,7 +171,7 @@ export class Kedge implements DialObserver {
     this.closing = true;
     this.unsubscribe?.();
     this.addresses.close();
-    clearTimeout(this.ageTimer);
+    this.stopAge?.();
     this.stopExpiry?.();
   }
 
@@ -205,7 +215,7 @@ export class Kedge implements DialObserver {
     if (snapshot === undefined) return;
     const left = snapshot.notAfter.getTime() - Date.now();
     const stopWarning = this.options.expiry.watch(snapshot);
-    const stopTimer = left <= 0 ? () => {} : after(left, () => this.rotate());
+    const stopTimer = left <= 0 ? () => {} : at(snapshot.notAfter, () => this.rotate());
     this.stopExpiry = () => {
       stopWarning();
       stopTimer();
@@ -214,14 +224,14 @@ export class Kedge implements DialObserver {
 
   /** With jitter, so that many pods do not reconnect together. */
   private age(): void {
-    clearTimeout(this.ageTimer);
+    this.stopAge?.();
     const { maxConnectionAgeMs } = this.options;
     if (maxConnectionAgeMs === Number.POSITIVE_INFINITY) return;
     const grown = () => {
       if (this.live.connector.sockets.size > 0) this.rotate();
       else this.age();
     };
-    this.ageTimer = setTimeout(grown, maxConnectionAgeMs * (0.9 + Math.random() / 5)).unref();
+    this.stopAge = after(maxConnectionAgeMs * (0.9 + Math.random() / 5), grown);
   }
 
   private snapshot(identity: Identity): IdentitySnapshot {
@@ -238,26 +248,25 @@ export class Kedge implements DialObserver {
     }
   }
 
+  /** The calls of an old generation have until the drain deadline, and never longer than their certificate. */
   private retire(generation: Generation): void {
     const { drainTimeoutMs } = this.options;
     const context = { kedge: this.address.name };
-    const life = (generation.identity?.notAfter.getTime() ?? Number.POSITIVE_INFINITY) - Date.now();
-    const late =
-      life < drainTimeoutMs
-        ? new KedgeError(
-            'ERR_KEDGE_IDENTITY_EXPIRED',
-            'tls',
-            'the client certificate of the connection expired',
-            context,
-          )
-        : new KedgeError(
-            'ERR_KEDGE_CONNECTION',
-            'kedge',
-            `the call was still running ${drainTimeoutMs} ms after its connection began to drain`,
-            context,
-          );
-    const deadlineMs = Math.max(0, Math.min(drainTimeoutMs, life));
-    const drained = generation.drain(deadlineMs, late).finally(() => this.draining.delete(generation));
+    // Stage `kedge`, both: they may meet calls that the kedge has seen, and no such call may be taken for a failed dial.
+    const late = new KedgeError(
+      'ERR_KEDGE_CONNECTION',
+      'kedge',
+      `the call was still running ${drainTimeoutMs} ms after its connection began to drain`,
+      context,
+    );
+    const reason = 'the client certificate of the connection expired';
+    const expired = new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'kedge', reason, context);
+    const { identity } = generation;
+    const stop = identity && at(identity.notAfter, () => generation.destroy(expired));
+    const drained = generation.drain(drainTimeoutMs, late).finally(() => {
+      stop?.();
+      this.draining.delete(generation);
+    });
     this.draining.set(generation, drained);
   }
 }

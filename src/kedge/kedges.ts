@@ -1,5 +1,7 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { LRUCache } from 'lru-cache';
 import { debug } from '../debug.ts';
+import { KedgeError } from '../errors.ts';
 import { type Hop, Kedge, type KedgeOptions, type KedgeStats } from './kedge.ts';
 
 /**
@@ -14,18 +16,22 @@ export class Kedges {
   /** Most calls go where the last one went: this spares them the LRU. */
   private lastKey: string | undefined;
   private last: Kedge | undefined;
+  private closed: KedgeError | undefined;
+  /** What lives as long as a kedge must not run in the async context of the call that came first, or keep it. */
+  private readonly inOwnContext = AsyncLocalStorage.snapshot();
 
   constructor(maxKedges: number, options: KedgeOptions) {
     this.options = options;
     this.live = new LRUCache({ max: maxKedges, dispose: (kedge) => this.leave(kedge) });
   }
 
-  /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` */
+  /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY`, and `ERR_KEDGE_CLOSED` from the end of the dialer on */
   get(hop: Hop): Kedge {
     if (hop.key === this.lastKey) return this.last!;
     let kedge = this.live.get(hop.key);
     if (kedge === undefined) {
-      kedge = new Kedge(hop, this.options);
+      if (this.closed !== undefined) throw this.closed;
+      kedge = this.inOwnContext(() => new Kedge(hop, this.options));
       this.live.set(hop.key, kedge);
     }
     this.lastKey = hop.key;
@@ -41,16 +47,25 @@ export class Kedges {
   /**
    * The kedge that a call tries next: the first in the route's order that has not failed it and that can be expected to
    * answer; when that is none of them, the first that has not failed it (a dead kedge may be back). -1 after the last.
+   * No kedge is opened for the question.
    */
   choose(hops: readonly Hop[], failed?: ReadonlySet<number>): number {
+    if (failed !== undefined && this.closed !== undefined) return -1;
     if (hops.length === 1) return failed?.has(0) ? -1 : 0;
     let untried = -1;
-    for (const [i, hop] of hops.entries()) {
+    for (const [i, { key }] of hops.entries()) {
       if (failed?.has(i)) continue;
       if (untried === -1) untried = i;
-      if (this.get(hop).breaker.admit()) return i;
+      const kedge = key === this.lastKey ? this.last : this.live.get(key);
+      if (kedge === undefined || kedge.admit()) return i;
     }
     return untried;
+  }
+
+  /** What {@link choose} would say, for who may not dial and so must not take the turn of a call that would find out. */
+  likely(hops: readonly Hop[]): number {
+    const index = hops.findIndex(({ key }) => this.find(key)?.breaker.isClosed !== false);
+    return index === -1 ? 0 : index;
   }
 
   stats(): KedgeStats[] {
@@ -63,11 +78,13 @@ export class Kedges {
   }
 
   async close(): Promise<void> {
+    this.closed ??= new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
     this.live.clear();
     await Promise.all([...this.leaving].map((kedge) => kedge.drain()));
   }
 
   destroy(error: Error): void {
+    this.closed = new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer was destroyed', { cause: error });
     this.live.clear();
     for (const kedge of this.leaving) kedge.destroy(error);
   }

@@ -44,6 +44,11 @@ export function peerPolicy(init: PeerPolicy): PeerPolicy {
   return Object.freeze({ ...init, ...(spkiPins === undefined ? {} : { spkiPins: Object.freeze([...spkiPins]) }) });
 }
 
+/** Equal for policies that ask for the same: connections to a kedge are shared by what it has to prove. */
+export function peerKey({ spiffeId, spkiPins, minVersion, dangerouslySkipVerification: skip }: PeerPolicy): string {
+  return JSON.stringify([spiffeId, spkiPins && [...new Set(spkiPins)].sort(), minVersion ?? 'TLSv1.2', skip === true]);
+}
+
 /** The check that node:tls runs on a certificate whose chain it has already verified. */
 export function checkPeer(policy: PeerPolicy): (name: string, certificate: PeerCertificate) => Error | undefined {
   return (name, certificate) => {
