@@ -52,6 +52,9 @@ export class SessionPool implements WirePool {
       // Calls hold the process, connections do not.
       session.ref();
       stream.once('close', () => this.release(entry));
+      // A call that found a connection there is no dial that would tell.
+      const { breaker } = this.observer;
+      if (!breaker.isClosed) stream.once('response', () => breaker.succeeded());
       return stream;
     } catch (error) {
       this.release(entry);

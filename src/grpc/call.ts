@@ -165,6 +165,7 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   onReceiveMetadata(metadata: Metadata): void {
     this.outbox.commit();
+    this.places[0]?.pool.answered();
     if (!this.ended) this.listener!.onReceiveMetadata(metadata);
   }
 

@@ -89,6 +89,11 @@ export class GrpcPool implements WirePool {
     if (this.calls === 0) this.drained?.();
   }
 
+  /** The kedge answers, on whichever connection. */
+  answered(): void {
+    this.kedge.breaker.succeeded();
+  }
+
   /** The best state among the group's connections. */
   state(shared: SharedOptions, connect: boolean): PoolState {
     if (this.closing) return 'closed';
