@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
-import net, { type AddressInfo } from 'node:net';
-import { describe, it, type TestContext } from 'node:test';
+import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectDialer } from '../../src/connect/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
@@ -8,6 +7,7 @@ import { single } from '../../src/index.ts';
 import { Breaker } from '../../src/kedge/breaker.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
+import { startRelay } from '../helpers/relay.ts';
 import { rotating } from '../helpers/rotating.ts';
 
 const SEED = Number(process.env['KEDGE_TEST_SEED'] ?? Date.now() % 1_000_000);
@@ -143,34 +143,3 @@ describe('the breaker, by a seeded random walk', () => {
     });
   }
 });
-
-/** A TCP relay to `port` that goes down, stalls and comes back. */
-async function startRelay(t: TestContext, port: number) {
-  const sockets = new Set<net.Socket>();
-  const relay = { url: '', is: 'up' as 'up' | 'down' | 'stalled', cut: () => {} };
-  relay.cut = () => {
-    for (const socket of sockets) socket.destroy();
-  };
-  const track = (socket: net.Socket) => {
-    sockets.add(socket);
-    socket.on('error', () => {});
-    socket.once('close', () => sockets.delete(socket));
-  };
-  const server = net.createServer((socket) => {
-    track(socket);
-    if (relay.is === 'down') socket.destroy();
-    if (relay.is !== 'up') return;
-    const onward = net.connect(port, '127.0.0.1');
-    track(onward);
-    onward.once('close', () => socket.destroy());
-    socket.once('close', () => onward.destroy());
-    socket.pipe(onward).pipe(socket);
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  relay.url = `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  t.after(() => {
-    relay.cut();
-    server.close();
-  });
-  return relay;
-}

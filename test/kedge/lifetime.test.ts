@@ -2,10 +2,14 @@ import assert from 'node:assert/strict';
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { connectDialer } from '../../src/connect/index.ts';
 import { coreOf } from '../../src/core.ts';
+import { grpcDialer } from '../../src/grpc/index.ts';
 import { createDialer, type Identity, isKedgeError, type KedgeError, pem, single } from '../../src/index.ts';
 import { startBlackHole } from '../helpers/black-hole.ts';
+import { echoClient, type GrpcServerOptions, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { type KedgeHandler, startKedge } from '../helpers/kedge.ts';
+import { startRelay } from '../helpers/relay.ts';
 
 const silent: KedgeHandler = (request) => void request.resume();
 const causeOf = (error: unknown) => (isKedgeError(error) ? error : ((error as Error).cause as KedgeError));
@@ -151,6 +155,57 @@ describe('the breaker', () => {
     await sleep(50);
     assert.deepEqual([watched.stats().failures, watched.breaker.name], [0, 'closed']);
   });
+});
+
+describe('a kedge whose connection is good, but to which one further dial fails', () => {
+  for (const wire of ['gRPC', 'connect'] as const) {
+    it(`takes all calls again once it is well, ${wire}`, async (t) => {
+      const hold = { until: Promise.resolve() };
+      const unaryHandler: NonNullable<GrpcServerOptions['unary']> = async (call, callback) => {
+        await hold.until;
+        callback(null, { text: call.request.text, authority: '' });
+      };
+      const [one, two] = await Promise.all([startGrpcKedge(t, { unary: unaryHandler }), startGrpcKedge(t)]);
+      const relay = await startRelay(t, one.port);
+      const dialer = one.dialer({
+        mapper: single(one.route({ kedge: [relay.url, two.url] })),
+        grpc: { maxStreamsPerConnection: 1 },
+        failover: { breaker: { backoffMs: 50, maxBackoffMs: 100 } },
+      });
+      const client = new (grpcDialer(dialer).wrap(echoClient()))('a.us1:90');
+      const manager = connectDialer(dialer).sessionManager('http://a.us1:80');
+      const call = async () => {
+        if (wire === 'gRPC') return void (await unary(client, 'x'));
+        const headers = { 'content-type': 'application/grpc+json', te: 'trailers' };
+        const stream = await manager.request('POST', '/test.Echo/Unary', headers, {});
+        stream.end(Buffer.concat([Buffer.from([0, 0, 0, 0, 12]), Buffer.from('{"text":"x"}')]));
+        stream.resume();
+        await new Promise((resolve) => stream.once('close', resolve));
+      };
+      const state = () => dialer.stats().kedges.find(({ kedge }) => relay.url.endsWith(kedge))!.breaker;
+      await call();
+      const release = Promise.withResolvers<void>();
+      hold.until = release.promise;
+      const held = call();
+      for (let i = 0; i < 100 && one.calls.length < 2; i += 1) await sleep(5);
+      relay.is = 'down';
+      await call();
+      assert.equal(state(), 'open');
+      relay.is = 'up';
+      release.resolve();
+      await held;
+      // Calls one after the other: they need no second connection, so nobody dials.
+      const begin = performance.now();
+      while (state() !== 'closed' && performance.now() - begin < 2000) {
+        await call();
+        await sleep(5);
+      }
+      assert.equal(state(), 'closed');
+      const before = two.calls.length;
+      for (let i = 0; i < 5; i += 1) await call();
+      assert.equal(two.calls.length, before);
+    });
+  }
 });
 
 describe('the async context of a call', () => {
