@@ -11,7 +11,7 @@ import { echoClient, startEchoServer, startGrpcKedge, unary } from '../helpers/g
 import { startKedge } from '../helpers/kedge.ts';
 
 /** A proxy that knows names which no name server does, as those at the edge of a company do. */
-async function startProxy(t: TestContext, ports: Record<string, number>, user?: string) {
+async function startProxy(t: TestContext, ports: Record<string, number>, user?: string, yes = 'HTTP/1.1 200 OK') {
   const seen: string[] = [];
   const sockets = new Set<net.Socket>();
   const server = http.createServer();
@@ -30,7 +30,7 @@ async function startProxy(t: TestContext, ports: Record<string, number>, user?: 
       return;
     }
     const upstream = net.connect(port, '127.0.0.1', () => {
-      socket.write('HTTP/1.1 200 OK\r\nx-proxy: yes\r\n\r\n');
+      socket.write(`${yes}\r\nx-proxy: yes\r\n\r\n`);
       upstream.write(head);
       socket.pipe(upstream).pipe(socket);
     });
@@ -70,6 +70,18 @@ describe('connect.proxy', () => {
     assert.equal((await unary(new (grpcDialer(second).wrap(EchoClient))('b.us1:90'), 'hi')).authority, 'b.us1:90');
     assert.deepEqual(new Set(proxy.seen), new Set(['k.test:443', 'k.test:444']));
     assert.doesNotMatch(inspect(dialer, { depth: 9, showHidden: true }), /p@ss|p%40ss/);
+  });
+
+  it('takes interim answers, and any 2xx for a tunnel', async (t) => {
+    const kedge = await startKedge(t, { names: ['k.test'] });
+    for (const yes of [
+      'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK',
+      'HTTP/1.1 204 Fine',
+    ]) {
+      const proxy = await startProxy(t, { 'k.test:443': kedge.port }, undefined, yes);
+      const dialer = kedge.dialer({ mapper: single('https://k.test'), connect: { proxy: proxy.url } });
+      assert.equal((await dialer.fetch('http://a.us1/')).status, 200);
+    }
   });
 
   it('says what the proxy said, on both wires', async (t) => {
