@@ -3,16 +3,32 @@ import type { experimental } from '@grpc/grpc-js';
 type Call = experimental.CallStream;
 type MessageContext = Parameters<Call['sendMessageWithContext']>[0];
 
+interface Message {
+  /** The caller's own callback; it hears once that its message is written, however often that is sent. */
+  callback: MessageContext['callback'];
+  readonly flags: MessageContext['flags'];
+  readonly bytes: Buffer;
+}
+
 /**
- * What the caller does with a call: passed to grpc-js's own call as soon as there is one, held before, and kept as long as the
- * call might have to be made again on another kedge.
+ * What the caller does with a call: held until grpc-js's own call is there, and kept as long as the call might have to be
+ * made again on another kedge.
+ *
+ * grpc-js takes one message at a time, the next when the one before is written: until its call has a stream there is room
+ * for one, and another takes its place without a word (`pendingMessage` of its ResolvingCall).
  */
 export class Outbox {
   private live: Call | undefined;
-  private messages: [MessageContext, Buffer][] = [];
+  /** In the order in which they were sent; the first `handed` of them are the live call's, and kept. */
+  private messages: Message[] = [];
+  private handed = 0;
+  /** The live call has a message that is not written yet. */
+  private writing = false;
   private bytes = 0;
   private maxBytes = 0;
   private halfClosed = false;
+  /** The live call knows that it is half closed. */
+  private toldHalfClosed = false;
   private reading = false;
 
   /** Whether all that was sent is still here, so that the call can be made again. */
@@ -25,15 +41,10 @@ export class Outbox {
     this.maxBytes = maxBytes;
   }
 
-  send(context: MessageContext, message: Buffer): void {
-    const once = this.isKept ? calledOnce(context) : context;
-    if (this.live === undefined || this.isKept) {
-      this.messages.push([once, message]);
-      this.bytes += message.length;
-      // Before the call is live there is nowhere else for a message to be.
-      if (this.live !== undefined && this.bytes > this.maxBytes) this.commit();
-    }
-    this.live?.sendMessageWithContext(once, message);
+  send({ callback, flags }: MessageContext, bytes: Buffer): void {
+    this.messages.push({ callback, flags, bytes });
+    this.bytes += bytes.length;
+    this.pump();
   }
 
   startRead(): void {
@@ -43,40 +54,62 @@ export class Outbox {
 
   halfClose(): void {
     this.halfClosed = true;
-    this.live?.halfClose();
+    this.pump();
   }
 
   /** Does on `call` all that was done so far, and from here on. */
   connect(call: Call): void {
     this.live = call;
     if (this.reading) call.startRead();
-    for (const [context, message] of this.messages) call.sendMessageWithContext(context, message);
-    if (!this.isKept) this.messages = [];
-    if (this.halfClosed) call.halfClose();
+    this.pump();
   }
 
   /** The call is to be made again. */
   disconnect(): void {
     this.live = undefined;
+    this.handed = 0;
+    this.writing = false;
+    this.toldHalfClosed = false;
   }
 
-  /** From here on the call stays where it is, or is over. */
+  /** From here on the call stays where it is: what it has been handed is not needed any more. */
   commit(): void {
     this.maxBytes = 0;
-    this.messages = [];
+    this.messages.splice(0, this.handed);
+    this.handed = 0;
   }
-}
 
-/** The caller hears once that a message is written, however often it is sent. */
-function calledOnce(context: MessageContext): MessageContext {
-  let { callback } = context;
-  if (callback === undefined) return context;
-  return {
-    ...context,
-    callback: (error) => {
-      const first = callback;
-      callback = undefined;
-      first?.(error);
-    },
-  };
+  /** The call is over. */
+  close(): void {
+    this.live = undefined;
+    this.messages = [];
+    this.maxBytes = 0;
+  }
+
+  private pump(): void {
+    const { live } = this;
+    if (live === undefined) return;
+    const next = this.messages[this.handed];
+    if (next !== undefined && !this.writing) this.hand(live, next);
+    // grpc-js sends it after the message that it has: the end of a unary call waits for nothing.
+    if (!this.halfClosed || this.toldHalfClosed || this.handed < this.messages.length) return;
+    this.toldHalfClosed = true;
+    live.halfClose();
+  }
+
+  private hand(live: Call, message: Message): void {
+    this.writing = true;
+    this.handed += 1;
+    if (!this.isKept || this.bytes > this.maxBytes) this.commit();
+    const written = (error?: Error | null) => {
+      const { callback } = message;
+      message.callback = undefined;
+      if (this.live === live) {
+        this.writing = false;
+        this.pump();
+      }
+      callback?.(error);
+    };
+    live.sendMessageWithContext({ flags: message.flags, callback: written }, message.bytes);
+  }
 }
