@@ -8,6 +8,7 @@ import type { Connector, DialObserver, DialTimeouts } from '../kedge/connector.t
 import { watchStreams } from '../kedge/streams.ts';
 import { KedgeCredentials } from './credentials.ts';
 import { followSockets } from './dialling.ts';
+import { Processed } from './processed.ts';
 
 /** A call that waits for a connection. */
 export interface Waiter {
@@ -42,6 +43,7 @@ export class Connection {
   readonly since = performance.now();
   /** Why it is closed, after a failed dial. */
   failure: KedgeError | undefined;
+  readonly processed = new Processed();
   private readonly owner: ConnectionOwner;
   private readonly options: ChannelOptions;
   private readonly waiters = new Set<Waiter>();
@@ -113,7 +115,10 @@ export class Connection {
       secured: (socket) => {
         this.dialling.clear();
         this.dialling.add(socket);
-        watchStreams(socket, (_stream, session) => this.learnLimit(session));
+        watchStreams(socket, (stream, session) => {
+          this.processed.saw(stream, session);
+          this.learnLimit(session);
+        });
         this.startDeadline(owner.timeouts.handshakeTimeoutMs, 'HTTP/2 SETTINGS');
       },
       failed: (error) => {
