@@ -3,16 +3,23 @@ import { type CallCredentials, type experimental, Metadata, type StatusObject, s
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
-import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
-import { ComposedCredentials } from './call-credentials.ts';
+import { reportedBy } from '../reported.ts';
+import { RouteTokens } from './call-tokens.ts';
 import type { Connection, Waiter } from './connection.ts';
 import { type CallBounds, Hold } from './hold.ts';
-import { checkMetadata, setTokens } from './metadata.ts';
+import type { MethodConfig } from './method-config.ts';
 import { Outbox } from './outbox.ts';
 import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
-import type { RetriesUnavailable } from './retry-policy.ts';
-import { isLost, isUnsent, lostStatus, statusOf } from './status.ts';
+import {
+  isLost,
+  isUnsent,
+  type KedgeStatus,
+  lostStatus,
+  maySpeakOfSession,
+  previousAttempts,
+  statusOf,
+} from './status.ts';
 
 type Call = experimental.CallStream;
 type Listener = Parameters<Call['start']>[1];
@@ -23,10 +30,12 @@ export interface CallInit extends CallBounds {
   readonly core: Core;
   readonly resolved: Resolved;
   readonly shared: SharedOptions;
+  /** Without grpc-js's retries: for what is left of a retry policy that another kedge has begun to use up. */
+  readonly sharedOnce: SharedOptions;
   /** From the caller's channel credentials. */
   readonly channelCredentials: CallCredentials | undefined;
   readonly method: string;
-  readonly retriesUnavailable: RetriesUnavailable;
+  readonly config: MethodConfig;
   readonly host: string | null | undefined;
 }
 
@@ -34,7 +43,10 @@ export interface CallInit extends CallBounds {
 interface Place {
   readonly hopIndex: number;
   readonly pool: GrpcPool;
+  readonly shared: SharedOptions;
   readonly connection: Connection;
+  /** Its streams are newer, see {@link Processed}. */
+  mark: number;
 }
 
 /** How long a kedge may take to connect before the call asks the route's next one as well, in ms (RFC 8305 §5). */
@@ -59,13 +71,20 @@ export class KedgeCall implements Call, Listener, Waiter {
   private callerCredentials: CallCredentials | undefined;
   private metadata: Metadata | undefined;
   private listener: Listener | undefined;
-  private tokens: CallTokens | undefined;
+  private deadline = Number.POSITIVE_INFINITY;
+  private tokens: RouteTokens | undefined;
   private tokenWait: AbortController | undefined;
   /** Several while kedges are connecting; the first to be ready gets the call. */
   private places: Place[] = [];
   private headStart: NodeJS.Timeout | undefined;
   private live: Call | undefined;
   private ended = false;
+  /** The backend's headers are here, and what a kedge or gateway says in them in the backend's place. */
+  private answered = false;
+  private reported: KedgeError | undefined;
+  /** How often it may have been executed, on kedges that it left. */
+  private executions = 0;
+  /** How the caller ended it before anybody listened, or on grpc-js's call. */
   private cancelled: StatusObject | undefined;
   private readonly outbox = new Outbox();
   private held: Hold | undefined;
@@ -105,26 +124,19 @@ export class KedgeCall implements Call, Listener, Waiter {
       return;
     }
     try {
+      const { config, deadline, method } = this.init;
+      this.deadline = Math.min(Number(deadline), Date.now() + config.timeoutMs);
       const plan = this.route();
       this.plan = plan;
       if (plan.hops.length > 1) this.outbox.keepUpTo(core.options.failover.replayBytes);
-      const proxyAuth = plan.proxyAuth?.peek();
-      const backendAuth = plan.backendAuth?.peek();
-      const tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-      this.tokens = tokens;
-      checkMetadata(metadata, plan.proxyAuth !== undefined, ownBytes(this.authority, this.init.method, tokens));
-      if (
-        (plan.proxyAuth !== undefined && proxyAuth === undefined) ||
-        (plan.backendAuth !== undefined && backendAuth === undefined)
-      ) {
-        this.waitForTokens(plan);
-        return;
-      }
+      this.tokens = new RouteTokens(plan, this.authority, method);
+      this.tokens.check(metadata);
     } catch (error) {
       this.fail(error as Error);
       return;
     }
-    this.attempt();
+    if (this.tokens.areThere) this.attempt();
+    else this.waitForTokens(this.tokens);
   }
 
   sendMessageWithContext(context: MessageContext, message: Buffer): void {
@@ -140,8 +152,13 @@ export class KedgeCall implements Call, Listener, Waiter {
   }
 
   cancelWithStatus(code: status, details: string): void {
-    if (this.live !== undefined) this.live.cancelWithStatus(code, details);
-    else this.end({ code, details, metadata: new Metadata() });
+    const given = { code, details, metadata: new Metadata() };
+    if (this.live === undefined) {
+      this.end(given);
+    } else {
+      this.cancelled = given;
+      this.live.cancelWithStatus(code, details);
+    }
   }
 
   /** grpc-js's clients call this with the credentials of the call; the route's tokens and the channel's stay. */
@@ -166,6 +183,9 @@ export class KedgeCall implements Call, Listener, Waiter {
   onReceiveMetadata(metadata: Metadata): void {
     this.outbox.commit();
     this.places[0]?.pool.answered();
+    this.answered = true;
+    // Of what is no gRPC answer grpc-js makes a status by its HTTP code, and forgets the headers.
+    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.kedgeName });
     if (!this.ended) this.listener!.onReceiveMetadata(metadata);
   }
 
@@ -176,11 +196,11 @@ export class KedgeCall implements Call, Listener, Waiter {
   onReceiveStatus(received: StatusObject): void {
     if (this.ended) return;
     if (this.mayMove(received) && this.moveOnFrom()) return;
-    const { kedgeName } = this;
+    const final = this.explain(received);
     this.finish();
     if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, status[received.code]);
-    if (received.code === status.UNAUTHENTICATED) this.invalidateTokens();
-    this.listener!.onReceiveStatus(lostStatus(received, this.authority, kedgeName));
+    if (received.code === status.UNAUTHENTICATED) this.tokens!.invalidate();
+    this.listener!.onReceiveStatus(final);
   }
 
   // -- the connection's side
@@ -190,7 +210,12 @@ export class KedgeCall implements Call, Listener, Waiter {
     const place = this.places.find((each) => each.connection === connection)!;
     for (const other of this.places) if (other !== place) this.leave(other);
     this.places = [place];
-    this.goLive(place);
+    try {
+      this.goLive(place);
+    } catch (error) {
+      // Others wait for the same connection.
+      this.fail(error as Error);
+    }
   }
 
   failed(connection: Connection, error: KedgeError): void {
@@ -222,45 +247,46 @@ export class KedgeCall implements Call, Listener, Waiter {
     throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'the host of a call through a kedge is a kedge destination');
   }
 
-  private waitForTokens(plan: Plan): void {
+  private waitForTokens(tokens: RouteTokens): void {
     this.tokenWait = new AbortController();
-    const { signal } = this.tokenWait;
     this.init.core.waiting.add(this);
     this.hold();
-    Promise.all([plan.proxyAuth?.wait(signal), plan.backendAuth?.wait(signal)])
-      .then(([proxyAuth, backendAuth]) => {
+    tokens
+      .wait(this.tokenWait.signal)
+      .then(() => {
         if (this.ended) return;
         this.tokenWait = undefined;
-        const tokens = { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
-        this.tokens = tokens;
-        const own = ownBytes(this.authority, this.init.method, tokens);
-        checkMetadata(this.metadata!, plan.proxyAuth !== undefined, own);
+        tokens.check(this.metadata!);
         this.attempt();
       })
       .catch(this.fail);
   }
 
-  private attempt(index = this.init.core.kedges.choose(this.plan!.hops)): void {
-    const { core, shared, method } = this.init;
+  private attempt(next?: number): void {
+    const { core, method } = this.init;
     core.waiting.delete(this);
-    this.hopIndex = index;
-    const hop = this.plan!.hops[index]!;
     let place: Place;
     try {
+      const hopIndex = next ?? core.kedges.choose(this.plan!.hops);
+      this.hopIndex = hopIndex;
+      const hop = this.plan!.hops[hopIndex]!;
       if (!hop.address.secure && this.callerCredentials !== undefined) {
         const reason = 'call credentials are not sent to a kedge over plain http';
         throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: hop.address.name });
       }
       if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, method, hop.address.name);
       const pool = grpcPool(core.kedges.get(hop), core.options);
+      const shared = this.executions === 0 ? this.init.shared : this.init.sharedOnce;
       const connection = pool.acquire(shared, this.fail);
       if (isKedgeError(connection)) {
         this.moveOn(connection);
         return;
       }
-      place = { hopIndex: index, pool, connection };
+      place = { hopIndex, pool, shared, connection, mark: 0 };
     } catch (error) {
-      this.fail(error as Error);
+      // Certificate files may come yet, as a kedge may.
+      if (isKedgeError(error) && error.code === 'ERR_KEDGE_IDENTITY') this.restOrFail(error);
+      else this.fail(error as Error);
       return;
     }
     this.places.push(place);
@@ -290,8 +316,12 @@ export class KedgeCall implements Call, Listener, Waiter {
   private moveOn(error: KedgeError): void {
     const next = this.nextHop();
     if (next !== -1) this.attempt(next);
-    else if (this.places.length > 0) return;
-    else if (this.metadata!.getOptions().waitForReady) {
+    else this.restOrFail(error);
+  }
+
+  private restOrFail(error: KedgeError): void {
+    if (this.places.length > 0) return;
+    if (this.metadata!.getOptions().waitForReady) {
       this.askedHops = undefined;
       this.hold();
       this.init.core.waiting.add(this);
@@ -299,21 +329,38 @@ export class KedgeCall implements Call, Listener, Waiter {
     } else this.fail(error);
   }
 
+  /** -1 also where a kedge cannot be made any more: the call has a better reason to end than that. */
   private nextHop(): number {
     const { kedges, options } = this.init.core;
     this.askedHops ??= new Set();
     this.askedHops.add(this.hopIndex);
-    return this.askedHops.size < options.failover.attempts ? kedges.choose(this.plan!.hops, this.askedHops) : -1;
+    if (this.askedHops.size >= options.failover.attempts) return -1;
+    try {
+      return kedges.choose(this.plan!.hops, this.askedHops);
+    } catch {
+      return -1;
+    }
   }
 
   /**
-   * Whether another kedge may be asked: nothing of the answer has come, and the call cannot have run, or may run again by the
-   * caller's own retry policy.
+   * Whether another kedge may be asked: nothing of the answer has come, and the call cannot have run, or may run again by
+   * the caller's own retry policy. What grpc-js did of that within this kedge counts.
    */
   private mayMove(received: StatusObject): boolean {
-    if (!this.outbox.isKept || received.code !== status.UNAVAILABLE) return false;
-    const { method, retriesUnavailable } = this.init;
-    return isUnsent(received) || (isLost(received) && retriesUnavailable(method));
+    if (!this.outbox.isKept || this.cancelled !== undefined) return false;
+    const { config } = this.init;
+    const previous = previousAttempts(received);
+    const unsent = isUnsent(received) || (previous === 0 && this.isUnprocessed(received));
+    if (!unsent && !(config.retriesUnavailable && isLost(received))) return false;
+    const executions = this.executions + previous + (unsent ? 0 : 1);
+    if (executions > 0 && executions >= config.maxAttempts) return false;
+    this.executions = executions;
+    return true;
+  }
+
+  private isUnprocessed(received: StatusObject): boolean {
+    const [place] = this.places;
+    return place !== undefined && maySpeakOfSession(received) && place.connection.processed.noneAfter(place.mark);
   }
 
   private moveOnFrom(): boolean {
@@ -328,8 +375,10 @@ export class KedgeCall implements Call, Listener, Waiter {
   }
 
   private hold(): void {
+    const { deadline } = this;
+    const { parentCall, propagateFlags } = this.init;
     this.held ??= new Hold(
-      this.init,
+      { deadline, parentCall, propagateFlags },
       () => {
         const where =
           this.kedgeName === undefined ? 'waiting for a token' : `waiting for a connection to kedge ${this.kedgeName}`;
@@ -345,41 +394,38 @@ export class KedgeCall implements Call, Listener, Waiter {
     this.held = undefined;
   }
 
-  private goLive({ connection, hopIndex }: Place): void {
+  private goLive(place: Place): void {
     this.letGo();
-    this.hopIndex = hopIndex;
-    const { method, deadline, parentCall, propagateFlags } = this.init;
-    const call = connection.createCall(method, deadline, this.authority, parentCall, propagateFlags);
+    const { connection } = place;
+    this.hopIndex = place.hopIndex;
+    place.mark = connection.processed.mark;
+    const { method, parentCall, propagateFlags } = this.init;
+    const call = connection.createCall(method, this.deadline, this.authority, parentCall, propagateFlags);
     const metadata = this.metadata!.clone();
-    const tokens = this.tokens!;
-    if (this.callerCredentials === undefined) {
-      setTokens(metadata, tokens);
-    } else {
-      // The backend's token waits for what the caller's credentials give: theirs wins.
-      if (tokens.overrideAuthorization && tokens.backendAuth !== undefined) metadata.remove('authorization');
-      setTokens(metadata, { ...tokens, backendAuth: undefined });
-      const own = ownBytes(this.authority, method, tokens);
-      const owner = { metadata, tokens, ownBytes: own, fail: this.fail };
-      call.setCredentials(new ComposedCredentials(this.callerCredentials, owner));
-    }
+    this.tokens!.give(call, metadata, this.callerCredentials, this.fail);
     this.live = call;
     call.start(metadata, this);
     this.outbox.connect(call);
+  }
+
+  /** What grpc-js received, with its cause where that is the connection, or the kedge in the backend's place. */
+  private explain(received: StatusObject): StatusObject {
+    const { authority: target, kedgeName: kedge } = this;
+    if (received.code === status.OK) return received;
+    const cause = this.reported ?? reportedBy(received.metadata, { target, kedge });
+    if (cause !== undefined) return { ...received, cause } as KedgeStatus;
+    // A backend may well say "Connection dropped" after its headers; then the connection is still there.
+    if (this.answered && this.places[0]?.connection.state === 'ready') return received;
+    return lostStatus(received, target, kedge);
   }
 
   private get kedgeName(): string | undefined {
     return this.plan?.hops[this.hopIndex]?.address.name;
   }
 
-  private leave({ pool, connection }: Place): void {
+  private leave({ pool, shared, connection }: Place): void {
     connection.forget(this);
-    pool.release(this.init.shared, connection, this.fail);
-  }
-
-  /** Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon. */
-  private invalidateTokens(): void {
-    this.plan!.proxyAuth?.invalidate(this.tokens?.proxyAuth);
-    this.plan!.backendAuth?.invalidate(this.tokens?.backendAuth);
+    pool.release(shared, connection, this.fail);
   }
 
   private end(final: StatusObject): void {
@@ -397,7 +443,7 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   private finish(): void {
     this.ended = true;
-    this.outbox.commit();
+    this.outbox.close();
     this.letGo();
     clearTimeout(this.rest);
     for (const place of this.places) this.leave(place);

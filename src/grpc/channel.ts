@@ -1,20 +1,21 @@
 import {
   type CallCredentials,
+  Channel,
   type ChannelInterface,
   type ChannelOptions,
   connectivityState,
+  credentials,
   type Deadline,
   type experimental,
 } from '@grpc/grpc-js';
 import type { Core } from '../core.ts';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
-import type { Kedge } from '../kedge/kedge.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
 import { KedgeCall } from './call.ts';
 import type { ParentCall } from './hold.ts';
-import { grpcPool, type PoolState, type SharedOptions } from './pool.ts';
-import { type RetriesUnavailable, retriesUnavailable } from './retry-policy.ts';
+import { type MethodConfigs, methodConfigs } from './method-config.ts';
+import { type GrpcPool, grpcPool, type PoolState, type SharedOptions } from './pool.ts';
 import { Watched } from './watched.ts';
 
 /** Options that would change what is dialled or which name is verified; the route decides both. */
@@ -34,6 +35,10 @@ const STATES: Readonly<Record<PoolState, connectivityState>> = {
 };
 /** The state of a route with several kedges is the best of theirs. */
 const BEST_FIRST: readonly PoolState[] = ['ready', 'connecting', 'idle', 'failed', 'closed'];
+/** How long TRANSIENT_FAILURE lasts where no kedge could be made, such as without certificate files, in ms. */
+const COOL_MS = 250;
+/** The longest that grpc-js can write as `grpc-timeout`, in ms: 8 digits of hours. */
+const MAX_TIMEOUT_MS = 1e8 * 3_600_000;
 
 /**
  * The channel of one client: a facade over connections that it shares with others. Closing it takes no connection from
@@ -45,9 +50,11 @@ export class KedgeChannel implements ChannelInterface {
   private readonly resolved: Resolved;
   private readonly plan: Plan;
   private readonly shared: SharedOptions;
-  private readonly retries: RetriesUnavailable;
+  private readonly sharedOnce: SharedOptions;
+  private readonly configs: MethodConfigs;
   private readonly channelCredentials: CallCredentials | undefined;
   private readonly watched: Watched;
+  private cooling: NodeJS.Timeout | undefined;
   private closed = false;
 
   constructor(
@@ -63,16 +70,18 @@ export class KedgeChannel implements ChannelInterface {
     this.plan = resolved.plan!;
     this.channelCredentials = channelCredentials;
     hide(this, `KedgeChannel(${resolved.target.authority})`);
-    this.retries = retriesUnavailable(options);
     this.shared = shareable(options, core, resolved.target.authority);
+    const { key, options: own } = this.shared;
+    this.sharedOnce = { key: `${key} once`, options: { ...own, 'grpc.enable_retries': 0 } };
+    this.configs = methodConfigs(options);
     this.watched = new Watched({
-      kedges: () => this.kedges(),
-      options: core.options,
-      state: (kedges) => STATES[this.best(kedges)],
+      pools: () => this.pools(),
+      state: () => this.state(),
       isClosed: () => this.closed || core.closed,
     });
   }
 
+  /** @throws TypeError where grpc-js's own does: it would throw it later, when nobody can hear it */
   createCall(
     method: string,
     deadline: Deadline,
@@ -80,14 +89,19 @@ export class KedgeChannel implements ChannelInterface {
     parentCall: unknown,
     propagateFlags: number | null | undefined,
   ): experimental.CallStream {
+    if (typeof method !== 'string') throw new TypeError('Channel#createCall: method must be a string');
+    if (!(typeof deadline === 'number' || deadline instanceof Date) || Number.isNaN(Number(deadline))) {
+      throw new TypeError('Channel#createCall: deadline must be a number or Date');
+    }
     const call = new KedgeCall({
       core: this.core,
       resolved: this.resolved,
       shared: this.shared,
+      sharedOnce: this.sharedOnce,
       channelCredentials: this.channelCredentials,
       method,
-      retriesUnavailable: this.retries,
-      deadline,
+      config: this.configs(method),
+      deadline: Number(deadline) - Date.now() < MAX_TIMEOUT_MS ? deadline : Number.POSITIVE_INFINITY,
       host,
       parentCall: (parentCall as ParentCall | undefined) ?? null,
       propagateFlags,
@@ -106,19 +120,25 @@ export class KedgeChannel implements ChannelInterface {
     return this.address;
   }
 
+  /** As grpc-js's, it never throws. Only `tryToConnect` brings a kedge into use. */
   getConnectivityState(tryToConnect: boolean): connectivityState {
     if (this.closed || this.core.closed) return connectivityState.SHUTDOWN;
-    const kedges = this.kedges();
-    const state = this.best(kedges);
-    if (!tryToConnect || state === 'ready' || state === 'connecting') return STATES[state];
-    const first = kedges.find(({ breaker }) => breaker.isClosed) ?? kedges[0]!;
-    grpcPool(first, this.core.options).state(this.shared, true);
-    return STATES[this.best(kedges)];
+    const state = this.state();
+    if (!tryToConnect || state === connectivityState.READY || state === connectivityState.CONNECTING) return state;
+    const { kedges, options } = this.core;
+    const { hops } = this.plan;
+    const hop = hops.find(({ key }) => kedges.find(key)?.breaker.isClosed ?? true) ?? hops[0]!;
+    try {
+      grpcPool(kedges.get(hop), options).state(this.shared, true);
+    } catch {
+      this.cool();
+    }
+    return this.state();
   }
 
   /**
-   * As grpc-js's: calls back when the state is no longer `currentState`, or with an error at `deadline`. When the kedge is
-   * given up, as `maxKedges` may want, it calls back in any case: looking again would bring it back.
+   * As grpc-js's: calls back when the state is no longer `currentState`, or with an error at `deadline`. A kedge that comes
+   * into use by another client, or is given up for others as `maxKedges` may want, is seen a moment later.
    */
   watchConnectivityState(
     currentState: connectivityState,
@@ -134,13 +154,26 @@ export class KedgeChannel implements ChannelInterface {
     return { kind: 'channel', id: 0, name: this.address } as ReturnType<ChannelInterface['getChannelzRef']>;
   }
 
-  private kedges(): Kedge[] {
-    return this.plan.hops.map((hop) => this.core.kedges.get(hop));
+  /** Of the kedges that are in use. */
+  private pools(): GrpcPool[] {
+    const { kedges, options } = this.core;
+    const used = this.plan.hops.map(({ key }) => kedges.find(key)).filter((kedge) => kedge !== undefined);
+    return used.map((kedge) => grpcPool(kedge, options));
   }
 
-  private best(kedges: readonly Kedge[]): PoolState {
-    const states = kedges.map((kedge) => grpcPool(kedge, this.core.options).state(this.shared, false));
-    return BEST_FIRST.find((state) => states.includes(state))!;
+  private state(): connectivityState {
+    const states = this.pools().map((pool) => pool.state(this.shared, false));
+    // A kedge that is not in use is idle.
+    if (states.length < this.plan.hops.length) states.push(this.cooling === undefined ? 'idle' : 'failed');
+    return STATES[BEST_FIRST.find((state) => states.includes(state))!];
+  }
+
+  private cool(): void {
+    clearTimeout(this.cooling);
+    this.cooling = setTimeout(() => {
+      this.cooling = undefined;
+      this.watched.check();
+    }, COOL_MS).unref();
   }
 }
 
@@ -153,6 +186,7 @@ function shareable(options: ChannelOptions, core: Core, target: string): SharedO
     throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target });
   }
   const own = Object.entries(options).filter(([, value]) => value !== undefined);
+  checkServiceConfig(options['grpc.service_config'], target);
   const key = JSON.stringify(own.sort(([a], [b]) => (a < b ? -1 : 1)));
   return {
     key,
@@ -170,4 +204,15 @@ function shareable(options: ChannelOptions, core: Core, target: string): SharedO
       'grpc.enable_http_proxy': 0,
     },
   };
+}
+
+/** By grpc-js itself, as it does when a channel is made; a connection is made later, when nobody can hear it. */
+function checkServiceConfig(text: string | undefined, target: string): void {
+  if (text === undefined) return;
+  try {
+    new Channel('ipv4:127.0.0.1:1', credentials.createInsecure(), { 'grpc.service_config': text }).close();
+  } catch (cause) {
+    const reason = 'channel option `grpc.service_config` is not a service config';
+    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target, cause });
+  }
 }

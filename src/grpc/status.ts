@@ -22,21 +22,41 @@ const UNSENT =
 /** The connection of the call failed. */
 const LOST = /^(?:Connection dropped|Connection closed|(?:read|write) E[A-Z]+$|socket hang up|other side closed)/;
 
+const PREVIOUS_ATTEMPTS = 'grpc-previous-rpc-attempts';
+/** What a stream can end with when its session does: not what the caller, or a deadline, ends a call with. */
+const OF_SESSIONS: readonly status[] = [
+  status.UNAVAILABLE,
+  status.INTERNAL,
+  status.RESOURCE_EXHAUSTED,
+  status.PERMISSION_DENIED,
+];
+const CANCELLED_BY_SERVER = 'Call cancelled';
+
 export function isUnsent(received: StatusObject): boolean {
-  return isGrpcJsOwn(received) && UNSENT.test(received.details);
+  return received.code === status.UNAVAILABLE && isGrpcJsOwn(received) && UNSENT.test(received.details);
 }
 
 export function isLost(received: StatusObject): boolean {
-  return isGrpcJsOwn(received) && LOST.test(received.details);
+  return received.code === status.UNAVAILABLE && isGrpcJsOwn(received) && LOST.test(received.details);
+}
+
+/** Whether it may be that of a stream whose session was ended by GOAWAY. */
+export function maySpeakOfSession(received: StatusObject): boolean {
+  const { code, details } = received;
+  return (OF_SESSIONS.includes(code) || details === CANCELLED_BY_SERVER) && isGrpcJsOwn(received);
+}
+
+/** How many attempts of its own grpc-js made before the one that this is the status of. */
+export function previousAttempts({ metadata }: StatusObject): number {
+  return Number(metadata.get(PREVIOUS_ATTEMPTS)[0] ?? 0);
 }
 
 /**
- * A status that came over the wire has headers with it, `content-type` at least: whatever its text says, it was an answer.
- * grpc-js adds the count of its attempts to those of its own.
+ * A status that came over the wire without headers before it has headers with it, `content-type` at least: whatever its
+ * text says, it was an answer. grpc-js adds the count of its attempts to those of its own.
  */
-function isGrpcJsOwn({ code, metadata }: StatusObject): boolean {
-  if (code !== status.UNAVAILABLE) return false;
-  return Object.keys(metadata.getMap()).every((name) => name === 'grpc-previous-rpc-attempts');
+function isGrpcJsOwn({ metadata }: StatusObject): boolean {
+  return Object.keys(metadata.getMap()).every((name) => name === PREVIOUS_ATTEMPTS);
 }
 
 /** What grpc-js received, with its cause where that is the connection. */

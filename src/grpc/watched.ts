@@ -1,14 +1,11 @@
 import type { connectivityState } from '@grpc/grpc-js';
-import type { Kedge } from '../kedge/kedge.ts';
-import type { ResolvedOptions } from '../options.ts';
-import { type GrpcPool, grpcPool } from './pool.ts';
+import type { GrpcPool } from './pool.ts';
 
 /** What is watched. */
 export interface WatchedChannel {
-  readonly options: ResolvedOptions;
-  /** The kedges of its route, connected or not. */
-  kedges(): Kedge[];
-  state(kedges: readonly Kedge[]): connectivityState;
+  /** Of the kedges of its route that are in use. */
+  pools(): GrpcPool[];
+  state(): connectivityState;
   isClosed(): boolean;
 }
 
@@ -19,17 +16,24 @@ interface Watcher {
 }
 
 const MAX_TIMER_MS = 2 ** 31 - 1;
+/** How often it looks for kedges that came into use, or are no longer, in ms: at first, and at last. */
+const LOOK_MS = 100;
+const MAX_LOOK_MS = 3_200;
 
 /**
  * Who waits for a channel's state to change. Follows the pools of the route's kedges, across rotations; while nobody
- * waits it follows nothing.
+ * waits it follows nothing. It brings no kedge into use.
+ *
+ * That a kedge was given up for others (`maxKedges`) is seen by looking, less and less often: who is told will dial it
+ * again, and so have another one given up, whose watcher is told.
  */
 export class Watched {
   private readonly channel: WatchedChannel;
   private readonly watchers = new Set<Watcher>();
-  private kedges: Kedge[] = [];
   private pools: GrpcPool[] = [];
   private stops: (() => void)[] = [];
+  private look: NodeJS.Timeout | undefined;
+  private lookMs = LOOK_MS;
 
   constructor(channel: WatchedChannel) {
     this.channel = channel;
@@ -42,8 +46,8 @@ export class Watched {
       const passed = () => this.settle(watcher, new Error('Deadline passed without connectivity state change'));
       watcher.timer = setTimeout(passed, Math.max(left, 0));
     }
-    if (this.watchers.size === 0) this.follow(this.channel.kedges());
     this.watchers.add(watcher);
+    this.follow();
     process.nextTick(() => this.check());
   }
 
@@ -51,36 +55,44 @@ export class Watched {
   check(): void {
     if (this.watchers.size === 0) return;
     if (this.channel.isClosed()) {
-      this.settleAll();
+      for (const watcher of [...this.watchers]) this.settle(watcher);
       return;
     }
-    if (this.pools.some(({ closed }) => closed)) {
-      const pools = this.kedges.map((kedge) => grpcPool(kedge, this.channel.options));
-      if (pools.some(({ closed }) => closed)) {
-        this.settleAll();
-        return;
-      }
-      this.follow(this.kedges);
-    }
-    const state = this.channel.state(this.kedges);
+    const pools = this.channel.pools();
+    if (pools.length < this.pools.length) return;
+    this.follow(pools);
+    const state = this.channel.state();
     for (const watcher of [...this.watchers]) if (watcher.from !== state) this.settle(watcher);
   }
 
-  private follow(kedges: Kedge[]): void {
+  private follow(pools = this.channel.pools()): void {
     for (const stop of this.stops) stop();
-    this.kedges = kedges;
-    this.pools = kedges.map((kedge) => grpcPool(kedge, this.channel.options));
-    this.stops = this.pools.map((pool) => pool.onChange(() => this.check()));
+    this.pools = pools;
+    this.stops = pools.map((pool) => pool.onChange(() => this.check()));
+    this.lookLater();
   }
 
-  private settleAll(): void {
-    for (const watcher of [...this.watchers]) this.settle(watcher);
+  private lookLater(): void {
+    clearTimeout(this.look);
+    // With jitter: many that lost their kedges together do not come back together.
+    this.look = setTimeout(
+      () => {
+        const lost = this.channel.pools().length < this.pools.length;
+        this.lookMs = lost ? Math.min(this.lookMs * 2, MAX_LOOK_MS) : LOOK_MS;
+        this.pools = [];
+        this.check();
+      },
+      this.lookMs * (0.5 + Math.random() / 2),
+    ).unref();
   }
 
   private settle(watcher: Watcher, error?: Error): void {
     if (!this.watchers.delete(watcher)) return;
     clearTimeout(watcher.timer);
-    if (this.watchers.size === 0) this.follow([]);
+    if (this.watchers.size === 0) {
+      clearTimeout(this.look);
+      for (const stop of this.stops.splice(0)) stop();
+    }
     // Not from within a pool's change: who is called back may well connect.
     process.nextTick(watcher.callback, error);
   }

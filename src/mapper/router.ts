@@ -27,6 +27,7 @@ export interface Resolved {
 export interface RouterDefaults {
   readonly identity: Identity | undefined;
   readonly peer: PeerPolicy;
+  readonly maxKedges: number;
 }
 
 /**
@@ -111,6 +112,10 @@ export class Router {
       const identity = address.secure ? (found.identity ?? this.defaults.identity) : undefined;
       return hop(address, identity, peer);
     });
+    const { maxKedges } = this.defaults;
+    const kedges = new Set(hops.map(({ key }) => key)).size;
+    // Each would be given up for the other with every look at them.
+    if (kedges > maxKedges) throw refuse(target, `a route of ${kedges} kedges needs \`maxKedges\` of as many`);
     return {
       hops,
       proxyAuth: this.bearer(found.proxyAuth),

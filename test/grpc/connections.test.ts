@@ -282,8 +282,11 @@ describe('a call that has begun', () => {
     assert.equal(seen.length, 1, 'not even on the same kedge');
     const other = await clientOf(t, kedge, policy(['RESOURCE_EXHAUSTED']));
     await assert.rejects(unary(other.client, 'x'), lost);
-    const again = await clientOf(t, kedge, policy(['UNAVAILABLE']));
+    // Within a kedge that is still there grpc-js calls again itself, as often as the policy says.
+    const gone = await startOdd(t, () => void gone.kedge.close());
+    const again = await clientOf(t, gone.kedge, policy(['UNAVAILABLE']));
     assert.equal((await unary(again.client, 'x')).text, 'x');
+    assert.equal(gone.seen.length, 1);
     assert.equal(again.good.calls.length, 1);
   });
 
