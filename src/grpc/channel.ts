@@ -158,7 +158,8 @@ export class KedgeChannel implements ChannelInterface {
   private pools(): GrpcPool[] {
     const { kedges, options } = this.core;
     const used = this.plan.hops.map(({ key }) => kedges.find(key)).filter((kedge) => kedge !== undefined);
-    return used.map((kedge) => grpcPool(kedge, options));
+    // One that is just being given up may still be found.
+    return used.map((kedge) => grpcPool(kedge, options)).filter(({ closed }) => !closed);
   }
 
   private state(): connectivityState {
