@@ -36,6 +36,8 @@ export interface CallInit extends CallBounds {
   readonly channelCredentials: CallCredentials | undefined;
   readonly method: string;
   readonly config: MethodConfig;
+  /** The calls of the channel that are held; it ends them when it is closed. */
+  readonly held: Set<KedgeCall>;
   readonly host: string | null | undefined;
 }
 
@@ -376,7 +378,8 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   private hold(): void {
     const { deadline } = this;
-    const { parentCall, propagateFlags } = this.init;
+    const { held, parentCall, propagateFlags } = this.init;
+    held.add(this);
     this.held ??= new Hold(
       { deadline, parentCall, propagateFlags },
       () => {
@@ -390,6 +393,7 @@ export class KedgeCall implements Call, Listener, Waiter {
 
   private letGo(): void {
     clearTimeout(this.headStart);
+    this.init.held.delete(this);
     this.held?.release();
     this.held = undefined;
   }

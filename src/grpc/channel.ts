@@ -54,6 +54,7 @@ export class KedgeChannel implements ChannelInterface {
   private readonly configs: MethodConfigs;
   private readonly channelCredentials: CallCredentials | undefined;
   private readonly watched: Watched;
+  private readonly held = new Set<KedgeCall>();
   private cooling: NodeJS.Timeout | undefined;
   private closed = false;
 
@@ -101,18 +102,21 @@ export class KedgeChannel implements ChannelInterface {
       channelCredentials: this.channelCredentials,
       method,
       config: this.configs(method),
+      held: this.held,
       deadline: Number(deadline) - Date.now() < MAX_TIMEOUT_MS ? deadline : Number.POSITIVE_INFINITY,
       host,
       parentCall: (parentCall as ParentCall | undefined) ?? null,
       propagateFlags,
     });
     // A status with a code, where grpc-js's own channel throws an error without one.
-    if (this.closed) call.refuse(new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed'));
+    if (this.closed) call.refuse(clientClosed());
     return call;
   }
 
+  /** As grpc-js's: calls that are under way go on, those that still wait for a connection end. */
   close(): void {
     this.closed = true;
+    for (const call of [...this.held]) call.fail(clientClosed());
     this.watched.check();
   }
 
@@ -145,7 +149,7 @@ export class KedgeChannel implements ChannelInterface {
     deadline: Date | number,
     callback: (error?: Error) => void,
   ): void {
-    if (this.closed || this.core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed');
+    if (this.closed || this.core.closed) throw clientClosed();
     this.watched.add(currentState, Number(deadline), callback);
   }
 
@@ -176,6 +180,10 @@ export class KedgeChannel implements ChannelInterface {
       this.watched.check();
     }, COOL_MS).unref();
   }
+}
+
+function clientClosed(): KedgeError {
+  return new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed');
 }
 
 /** What a client's connections are opened with, and which clients may share them. */

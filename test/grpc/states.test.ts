@@ -160,3 +160,33 @@ describe('certificate files that are not there yet', () => {
     for (const call of calls) assert.equal((await call).text, 'late');
   });
 });
+
+describe('a client that is closed', () => {
+  it('ends its calls that wait for a connection, as grpc-js does, and lets others go on', async (t) => {
+    const release = Promise.withResolvers<void>();
+    const kedge = await startGrpcKedge(t, {
+      unary: (call, done) =>
+        void release.promise.then(() => done(null, { text: call.request.text, authority: call.getHost() })),
+    });
+    const mapper = single(kedge.route({ kedge: 'https://127.0.0.1:1' }));
+    const dead = kedge.dialer({ mapper });
+    const waiting = new (grpcDialer(dead).wrap(Client))('a.us1:1');
+    const calls = [1, 2].map(() => unary(waiting, 'x', new grpc.Metadata({ waitForReady: true })));
+    for (const pause of [0, 400]) await sleep(pause);
+    waiting.close();
+    for (const call of calls) {
+      await assert.rejects(call, (error: grpc.ServiceError) => {
+        assert.equal(error.code, grpc.status.UNAVAILABLE);
+        assert.equal((error.cause as { code?: string }).code, 'ERR_KEDGE_CLOSED');
+        return true;
+      });
+    }
+    assert.equal(dead.stats().inFlight, 0);
+    const client = new (grpcDialer(kedge.dialer()).wrap(Client))('a.us1:1');
+    const running = unary(client, 'running');
+    while (kedge.calls.length === 0) await new Promise(setImmediate);
+    client.close();
+    release.resolve();
+    assert.equal((await running).text, 'running');
+  });
+});
