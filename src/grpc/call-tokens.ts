@@ -1,5 +1,6 @@
 import type { CallCredentials, experimental, Metadata, status } from '@grpc/grpc-js';
 import { debug } from '../debug.ts';
+import { hide } from '../hide.ts';
 import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan } from '../mapper/router.ts';
 import { ComposedCredentials } from './call-credentials.ts';
@@ -17,6 +18,7 @@ export class RouteTokens {
     this.plan = plan;
     this.authority = authority;
     this.method = method;
+    hide(this, `RouteTokens(${authority}${method})`);
     this.tokens = this.of(plan.proxyAuth?.peek(), plan.backendAuth?.peek());
   }
 

@@ -340,7 +340,7 @@ function checkCall(call: Call, calm: boolean): void {
   for (const { messages, kedge } of call.seen) {
     assert.deepEqual(messages, call.sent.slice(0, messages.length), `${kedge} got what was sent, in order, once`);
   }
-  const [{ code }] = call.statuses as [grpc.StatusObject];
+  const [{ code, details }] = call.statuses as [grpc.StatusObject];
   if (code === status.OK) {
     const completed = call.seen.filter((each) => each.completed);
     const all = JSON.stringify(call.sent.map((text) => text.split(' ')[0]));
@@ -354,6 +354,8 @@ function checkCall(call: Call, calm: boolean): void {
   const wellBehaved = (name: string, deeds: readonly Deed[]) => deeds.includes(call.plans[name]!.deed);
   if (!calm || call.cancelled || call.bounded || call.tokenFails || call.bytes > REPLAY_BYTES / 2) return;
   if (wellBehaved('first', ['answer', 'late', 'refuse']) && wellBehaved('second', ['answer', 'late'])) {
+    // A stream that is refused while it is written to ends with this, and grpc-js does not say that it was refused.
+    if (details.startsWith('Write error')) return;
     assert.equal(code, status.OK, 'a call that a kedge would have answered');
   }
 }
