@@ -23,8 +23,8 @@ const REPLAY_BYTES = 65_536;
 /** Longer than anything that a call may wait for where nothing is lost. */
 const END_MS = 15_000;
 /**
- * Where connections are lost, some calls wait for their deadlines: grpc-js can hold a connection for ready that has ended
- * (some that end just as they begin), and sees so by its next PING.
+ * Where connections are lost on purpose, some calls wait for their deadlines on a connection whose other end is gone and
+ * that grpc-js still holds for ready. Why is not known yet; so in a rough round they have short ones.
  */
 const ROUGH_END_MS = 250;
 
