@@ -16,6 +16,7 @@ export class ReplayBody implements AsyncIterable<unknown> {
   private bytes = 0;
   private done = false;
   private failure: { readonly error: unknown } | undefined;
+  private broken = false;
   private pending: Promise<void> | undefined;
   /** Readers are numbered: an attempt that was given up must not eat what belongs to the next. */
   private reader = 0;
@@ -24,6 +25,11 @@ export class ReplayBody implements AsyncIterable<unknown> {
     this.source = source;
     this.cursor = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
     this.limit = limit;
+  }
+
+  /** Whether this is the error by which the caller's own source ended. */
+  brokeWith(error: unknown): boolean {
+    return this.broken && this.failure?.error === error;
   }
 
   /** Whether the next reader would still get it whole. */
@@ -55,10 +61,11 @@ export class ReplayBody implements AsyncIterable<unknown> {
     }
   }
 
-  /** The call is over: the source learns that nobody reads on. */
+  /** The call is over: the source learns that nobody reads on, and whoever still does finds an error, never an end. */
   async end(): Promise<void> {
     this.reader += 1;
     this.kept = [];
+    this.failure ??= { error: new Error('the call is over') };
     if (this.done) return;
     this.done = true;
     if (isStream(this.source)) {
@@ -83,7 +90,8 @@ export class ReplayBody implements AsyncIterable<unknown> {
       }
     } catch (error) {
       this.done = true;
-      this.failure = { error };
+      this.broken = this.failure === undefined;
+      this.failure ??= { error };
     } finally {
       this.pending = undefined;
     }

@@ -1,3 +1,4 @@
+import { constants } from 'node:http2';
 import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
 import type { Connector } from '../kedge/connector.ts';
 
@@ -21,15 +22,50 @@ export function isInvalidRequest(error: unknown): boolean {
 /** What a failed call is told: a {@link KedgeError} with undici's error as its cause; the caller's own errors as they are. */
 export function callError(error: unknown, target: string, kedge: Connector | undefined): Error {
   if (isKedgeError(error)) return error.for(target);
-  const cause = error instanceof Error ? error : new Error('a non-error was thrown', { cause: error });
+  const cause = asError(error);
   const context = { target, kedge: kedge?.name, cause };
   const name = codeOf(cause);
   if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', 'request', cause.message, context);
   if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', 'kedge', cause.message, context);
   if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', 'kedge', cause.message, context);
   if (!isLost(name)) return cause;
+  const reset = streamReset(cause);
+  if (reset !== undefined) return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reset, context);
   return (
     kedge?.refusal?.for(target) ??
     new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', `connection lost: ${cause.message}`, context)
   );
 }
+
+export function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error('a non-error was thrown', { cause: error });
+}
+
+/** What is said of a stream that ended while its connection lives on. */
+function streamReset(error: Error): string | undefined {
+  if (codeOf(error) === 'ERR_HTTP2_STREAM_ERROR') {
+    const { http2ErrorCode } = error as { http2ErrorCode?: unknown };
+    return `the kedge reset the stream: ${NAMES.get(http2ErrorCode) ?? `code ${String(http2ErrorCode)}`}`;
+  }
+  // NO_ERROR and CANCEL, for which Node has no error and undici two.
+  if (/^HTTP\/2: stream (?:half-closed|closed before)/.test(error.message)) {
+    return `the kedge reset or ended the stream before its answer was complete (${error.message})`;
+  }
+  return undefined;
+}
+
+/** The names of RFC 9113 §7, by code. */
+const NAMES = new Map<unknown, string>([
+  [constants.NGHTTP2_PROTOCOL_ERROR, 'PROTOCOL_ERROR'],
+  [constants.NGHTTP2_INTERNAL_ERROR, 'INTERNAL_ERROR'],
+  [constants.NGHTTP2_FLOW_CONTROL_ERROR, 'FLOW_CONTROL_ERROR'],
+  [constants.NGHTTP2_STREAM_CLOSED, 'STREAM_CLOSED'],
+  [constants.NGHTTP2_FRAME_SIZE_ERROR, 'FRAME_SIZE_ERROR'],
+  [constants.NGHTTP2_REFUSED_STREAM, 'REFUSED_STREAM'],
+  [constants.NGHTTP2_CANCEL, 'CANCEL'],
+  [constants.NGHTTP2_COMPRESSION_ERROR, 'COMPRESSION_ERROR'],
+  [constants.NGHTTP2_CONNECT_ERROR, 'CONNECT_ERROR'],
+  [constants.NGHTTP2_ENHANCE_YOUR_CALM, 'ENHANCE_YOUR_CALM'],
+  [constants.NGHTTP2_INADEQUATE_SECURITY, 'INADEQUATE_SECURITY'],
+  [constants.NGHTTP2_HTTP_1_1_REQUIRED, 'HTTP_1_1_REQUIRED'],
+]);

@@ -3,21 +3,18 @@ import type { Duplex } from 'node:stream';
 import { inspect } from 'node:util';
 import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
+import { codeOf, KedgeError } from '../errors.ts';
 import type { Kedge } from '../kedge/kedge.ts';
 import type { Plan } from '../mapper/router.ts';
 import { header, reportedError } from '../reported.ts';
 import type { Target } from '../target.ts';
 import { isOneShot, isStream, ReplayBody } from './body.ts';
-import { callError, isInvalidRequest } from './errors.ts';
-import { isIdempotent, type Outcome, outcomeOf } from './failover.ts';
+import { asError, callError, isInvalidRequest } from './errors.ts';
+import { Attempts, isIdempotent, type Outcome, outcomeOf, refusedStream } from './failover.ts';
 import { flatHeaders, type HeadersInput } from './headers.ts';
-import type { HttpPool, HttpPools } from './pool.ts';
+import type { HeldCall, HttpPool, HttpPools } from './pool.ts';
 import { checkPath, type DispatchOptions, needsH1, type PoolRequest, poolRequest } from './request.ts';
 import type { Dispatcher } from './undici.ts';
-
-/** How often a request that its kedge turned away unprocessed is sent there again, when there is no other. */
-const SAME_KEDGE_RETRIES = 3;
 
 type Controller = Dispatcher.DispatchController;
 type Handler = Dispatcher.DispatchHandler;
@@ -26,7 +23,7 @@ type Handler = Dispatcher.DispatchHandler;
  * One mapped request from `dispatch()` to its end. Towards undici's pools it is the handler, towards the caller the
  * controller, so that the caller's view stays whole while tokens are fetched and kedges are tried in turn.
  */
-export class Exchange implements Handler, Controller {
+export class Exchange implements HeldCall, Controller {
   private readonly core: Core;
   private readonly pools: HttpPools;
   private readonly target: Target;
@@ -39,9 +36,11 @@ export class Exchange implements Handler, Controller {
   /** The attempt under way, once its pool has started it. */
   private live: Controller | undefined;
   private hopIndex = 0;
-  /** Kedges that failed this call, by their place in the route. */
-  private failed: Set<number> | undefined;
-  private attempts = 0;
+  /** What was tried, once something has failed. */
+  private attempts: Attempts | undefined;
+  /** When the attempt under way was started, and how many connections its pool had lost by then. */
+  private startedAt = 0;
+  private losses = 0;
   /** Bearer headers of the attempt under way, for a refusal of one. */
   private proxyAuth: string | undefined;
   private backendAuth: string | undefined;
@@ -74,7 +73,7 @@ export class Exchange implements Handler, Controller {
     try {
       const { body } = this.options;
       // It may fail before anybody reads it: while a token is fetched, or a connection is made.
-      if (isStream(body)) body.on('error', (error) => this.fail(error));
+      if (isStream(body)) body.on('error', (error) => this.abort(asError(error)));
       checkPath(this.options, this.target);
       const { proxyAuth, backendAuth } = this.plan;
       const proxy = proxyAuth?.peek();
@@ -98,6 +97,10 @@ export class Exchange implements Handler, Controller {
 
   toJSON(): string {
     return this[inspect.custom]();
+  }
+
+  get over(): boolean {
+    return this.done;
   }
 
   // -- the caller's controller
@@ -134,14 +137,21 @@ export class Exchange implements Handler, Controller {
 
   // -- the pool's handler
 
+  /**
+   * undici asks this right before it writes a request, and drops the request when this throws: nothing of a call that is
+   * over by now leaves, and its connection stays.
+   */
   onRequestStart(controller: Controller, context: unknown): void {
-    this.live = controller;
-    if (this.done) {
-      this.abandon(this.reason ?? new DOMException('The request was aborted', 'AbortError'));
-      return;
-    }
-    if (this.isPaused) controller.pause();
+    const pool = this.pool!;
+    const refused = this.live !== undefined && this.losses === pool.losses;
     this.start(context);
+    if (this.done) throw this.reason ?? new DOMException('The call is over', 'AbortError');
+    this.live = controller;
+    // A second start is undici's own retry. With no connection gone, it is that of a refused stream, which may not be safe.
+    if (refused) throw refusedStream();
+    this.losses = pool.losses;
+    this.startedAt = performance.now();
+    if (this.isPaused) controller.pause();
   }
 
   onRequestUpgrade(controller: Controller, statusCode: number, headers: IncomingHttpHeaders, socket: Duplex): void {
@@ -198,7 +208,7 @@ export class Exchange implements Handler, Controller {
     if (this.done || (controller && controller !== this.live)) return;
     if (this.live === undefined && isInvalidRequest(error)) this.pool!.turnedDown();
     if (!this.answered && this.retry(outcomeOf(error, this.live !== undefined))) return;
-    this.fail(error);
+    this.fail(this.replay?.brokeWith(error) ? this.thrown(error) : error);
   }
 
   onBodySent(chunk: Buffer): void {
@@ -209,18 +219,22 @@ export class Exchange implements Handler, Controller {
     if (!this.done) this.handler.onRequestSent?.();
   }
 
-  /** What the handler above throws ends the attempt, and comes back to it as it is. */
-  private thrown(error: unknown): unknown {
-    this.reason = error as Error;
-    return error;
+  /** What the caller's handler or body throws ends the call, and comes back to the caller as it is. */
+  private thrown(error: unknown): Error {
+    this.reason = asError(error);
+    return this.reason;
   }
 
   // -- stages
 
   private start(context: unknown): void {
-    if (this.started) return;
+    if (this.started || this.done) return;
     this.started = true;
-    this.handler.onRequestStart?.(this, context);
+    try {
+      this.handler.onRequestStart?.(this, context);
+    } catch (error) {
+      this.fail(this.thrown(error));
+    }
   }
 
   /**
@@ -270,7 +284,6 @@ export class Exchange implements Handler, Controller {
   private attempt(index: number): boolean {
     this.live = undefined;
     this.hopIndex = index;
-    this.attempts += 1;
     const hop = this.plan.hops[index]!;
     if (debug.http.enabled) {
       debug.http('%s %s -> kedge %s', this.options.method, this.target.authority, hop.address.name);
@@ -281,25 +294,20 @@ export class Exchange implements Handler, Controller {
   }
 
   /** Sends the request again where that is safe; false where the caller has to hear of the failure. */
-  private retry(outcome: Outcome): boolean {
-    const { failover } = this.core.options;
-    const { hops } = this.plan;
-    if (outcome === 'final') return false;
+  private retry(outcome: Outcome, instead?: Controller): boolean {
     if (outcome !== 'unsent' && this.replay?.replayable === false) return false;
-    if (outcome === 'lost') {
-      if (!isIdempotent(this.options.method, this.options.idempotent)) return false;
-    }
-    this.failed ??= new Set();
-    this.failed.add(this.hopIndex);
-    let next = this.failed.size < failover.attempts ? this.core.kedges.choose(hops, this.failed) : -1;
-    // What a kedge turned away, a drained connection say, it may take on the next one.
-    if (next === -1 && outcome === 'unprocessed' && this.attempts < hops.length + SAME_KEDGE_RETRIES)
-      next = this.hopIndex;
-    if (next === -1 || (outcome === 'lost' && !this.pools.budget.spend())) return false;
-    if (debug.http.enabled) debug.http('%s %s: %s, again', this.options.method, this.target.authority, outcome);
+    const { method, idempotent } = this.options;
+    this.attempts ??= new Attempts(this.core, this.plan.hops, isIdempotent(method, idempotent));
     try {
+      const afterMs = performance.now() - this.startedAt;
+      const next = this.attempts.next(outcome, this.hopIndex, afterMs, this.pools.budget);
+      if (next === -1) return false;
+      if (debug.http.enabled) debug.http('%s %s: %s, again', method, this.target.authority, outcome);
+      if (instead !== undefined) this.giveUp(instead);
       this.attempt(next);
     } catch (error) {
+      // The dialer was destroyed: what it was destroyed with is what the caller hears.
+      if (codeOf(error) === 'ERR_KEDGE_CLOSED') return false;
       this.fail(error);
     }
     return true;
@@ -322,15 +330,15 @@ export class Exchange implements Handler, Controller {
         return true;
       }
     } else if (statusCode === 401) {
-      this.plan.backendAuth?.invalidate(this.backendAuth);
-    } else if (failover.statuses.has(statusCode) && this.retry('lost')) {
-      this.giveUp(live);
+      // Not where the caller's own header went out in its place.
+      if (this.request!.headers.includes(this.backendAuth!)) this.plan.backendAuth?.invalidate(this.backendAuth);
+    } else if (failover.statuses.has(statusCode) && this.retry('lost', live)) {
       return true;
     }
     const refusal = `the kedge refused the call with ${statusCode}`;
     const context = { target: this.target.authority, kedge: this.kedge!.address.name, cause: reported };
     const error =
-      statusCode === 407
+      statusCode === 407 && this.plan.proxyAuth !== undefined
         ? new KedgeError('ERR_KEDGE_UNAUTHORIZED', 'kedge', refusal, context)
         : http.throwOnKedgeError
           ? reported
@@ -341,10 +349,10 @@ export class Exchange implements Handler, Controller {
     return true;
   }
 
-  /** Ends an attempt whose answer nobody reads. */
+  /** Ends an attempt whose answer nobody reads; at once, or undici might start it again beside the one that follows. */
   private giveUp(attempt: Controller): void {
-    if (this.live === attempt) this.live = undefined;
-    setImmediate(() => attempt.abort(new DOMException('Another attempt was made', 'AbortError')));
+    this.live = undefined;
+    attempt.abort(new DOMException('Another attempt was made', 'AbortError'));
   }
 
   /** Ends the call for the caller, once. */

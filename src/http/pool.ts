@@ -4,11 +4,11 @@ import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import { KedgeError } from '../errors.ts';
-import type { Connector, DialCallback } from '../kedge/connector.ts';
+import { type Connector, type DialCallback, dialError } from '../kedge/connector.ts';
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
 import { closeAsCancelled } from './cancel.ts';
-import { RetryBudget } from './failover.ts';
+import { RetryBudget, watchLoss } from './failover.ts';
 import type { PoolRequest } from './request.ts';
 import { Client, type Dispatcher, Pool } from './undici.ts';
 import { watchPings } from './watchdog.ts';
@@ -23,9 +23,14 @@ const ALPN = { auto: ['h2', 'http/1.1'], h2: ['h2'], h1: ['http/1.1'] } as const
  */
 const FAILURE_MEMORY_MS = 100;
 
+/** A call that waits for the first connection, which it may outlive or not. */
+export interface HeldCall extends Handler {
+  readonly over: boolean;
+}
+
 interface Held {
   readonly request: PoolRequest;
-  readonly handler: Handler;
+  readonly handler: HeldCall;
 }
 
 /**
@@ -49,6 +54,8 @@ export class HttpPool implements WirePool {
   private readonly upgraded = new Set<Duplex>();
   private failure: KedgeError | undefined;
   private failureEnds = 0;
+  /** Connections that were lost or said goodbye. */
+  losses = 0;
 
   constructor(generation: Generation, options: ResolvedOptions['http'], events: EventEmitter) {
     this.generation = generation;
@@ -66,7 +73,7 @@ export class HttpPool implements WirePool {
     return size;
   }
 
-  dispatch(request: PoolRequest, handler: Handler, h1Only: boolean): boolean {
+  dispatch(request: PoolRequest, handler: HeldCall, h1Only: boolean): boolean {
     if (h1Only) return this.h1Pool().dispatch(request, handler);
     if (this.negotiated !== undefined) return this.negotiated.dispatch(request, handler);
     this.held.push({ request, handler });
@@ -130,7 +137,7 @@ export class HttpPool implements WirePool {
           this.negotiated = isH2(socket!) ? this.open(h2Connections, this.options.protocol) : this.h1Pool();
           const held = this.held;
           this.held = [];
-          for (const { request, handler } of held) this.negotiated.dispatch(request, handler);
+          for (const { request, handler } of held) if (!handler.over) this.negotiated.dispatch(request, handler);
         }
         resolve(failed);
       });
@@ -142,7 +149,7 @@ export class HttpPool implements WirePool {
     if (this.options.protocol !== 'h2' || isH2(socket)) return undefined;
     socket.destroy();
     const kedge = this.connector.name;
-    return new KedgeError('ERR_KEDGE_TLS', 'tls', 'the kedge does not offer HTTP/2', { kedge });
+    return dialError(new KedgeError('ERR_KEDGE_TLS', 'tls', 'the kedge does not offer HTTP/2', { kedge }));
   }
 
   private rejectHeld(error: Error): void {
@@ -179,6 +186,9 @@ export class HttpPool implements WirePool {
         return client;
       },
     });
+    pool.on('disconnect', () => {
+      this.losses += 1;
+    });
     for (const event of ['drain', 'connect', 'disconnect', 'connectionError'] as const) {
       pool.on(event as 'connect', (...details: readonly unknown[]) => this.events.emit(event, ...details));
     }
@@ -205,6 +215,7 @@ export class HttpPool implements WirePool {
 
   /** What undici and Node leave undone on an HTTP/2 connection. */
   private adopt(client: Client, socket: Socket | TLSSocket): Socket | TLSSocket {
+    watchLoss(socket, isH2(socket));
     if (!isH2(socket)) return socket;
     closeAsCancelled(socket);
     watchPings(client, socket, this.options.pingIntervalMs, () => {

@@ -251,7 +251,7 @@ export class Connector {
     const identity = this.identity;
     if (identity === undefined || identity.notAfter.getTime() > Date.now()) return undefined;
     const reason = `the client certificate ${identity.subject} (serial ${identity.serial}) expired at ${identity.notAfter.toISOString()}`;
-    return new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', reason, { kedge: this.address.name });
+    return dialError(new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', reason, { kedge: this.address.name }));
   }
 
   /** Counts a dial until it has ended. */
@@ -294,12 +294,24 @@ export class Connector {
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
     if (this.ended !== undefined) return this.ended;
     const stage = code === 'ERR_KEDGE_DNS' ? 'dns' : code.startsWith('ERR_KEDGE_CONNECT') ? 'connect' : 'tls';
-    const error = new KedgeError(code, stage, reason, { kedge: this.address.name, cause });
+    const error = dialError(new KedgeError(code, stage, reason, { kedge: this.address.name, cause }));
     debug.dial('%s', error.message);
     // A kedge without the protocol that this one call needs serves all others.
     if (!NO_PROTOCOL.test(codeOf(cause))) this.observer.failed(error);
     return error;
   }
+}
+
+const dialErrors = new WeakSet<object>();
+
+/** Marks an error as that of a dial, which proves that nothing was sent: its code and stage alone do not. */
+export function dialError(error: KedgeError): KedgeError {
+  dialErrors.add(error);
+  return error;
+}
+
+export function isDialError(error: unknown): boolean {
+  return typeof error === 'object' && error !== null && dialErrors.has(error);
 }
 
 /** How long a refused client certificate explains lost connections, in ms. */
