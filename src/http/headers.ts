@@ -60,19 +60,38 @@ export function flatHeaders(input: HeadersInput, injected: InjectedHeaders): Fla
 /** What a request has brought of its own, as bits: this runs for each header of each request. */
 const AUTHORIZATION = 1;
 const REQUEST_ID = 2;
+/** A name that is not in lower case. */
+const SPELLED = 4;
 
 function add(list: FlatHeaders, seen: number, injected: InjectedHeaders, name: unknown, value: unknown): number {
   if (typeof name !== 'string') throw refuse(injected, 'a header name is not a string');
   if (value === undefined) return 0;
-  if (mayBeSpecial(name)) return addSpecial(list, seen, injected, name, value);
-  list.push(name, value as string);
-  return 0;
+  const lower = name.toLowerCase();
+  const spelled = lower === name ? 0 : SPELLED;
+  const spelling = ((seen | spelled) & SPELLED) === 0 ? name : (spellingOf(list, lower) ?? name);
+  if (mayBeSpecial(lower)) return spelled | addSpecial(list, seen, injected, spelling, lower, value);
+  list.push(spelling, value as string);
+  return spelled;
 }
 
-/** Whether length and first letter are those of a header with a rule; all others pass without being lower-cased. */
-function mayBeSpecial(name: string): boolean {
-  const first = name.charCodeAt(0) | 0x20;
-  switch (name.length) {
+/**
+ * How the list has a name already. For undici two spellings are two headers, and for node:http2 a request that may not be
+ * made: undici answers that by ending the connection (nodejs/undici, `openStream()` in lib/dispatcher/client-h2.js).
+ */
+function spellingOf(list: FlatHeaders, lower: string): string | undefined {
+  for (let i = 0; i < list.length; i += 2) {
+    const name = list[i] as string;
+    if (name.length === lower.length && name.toLowerCase() === lower) return name;
+  }
+  return undefined;
+}
+
+/** Whether length and first letter are those of a header with a rule. */
+function mayBeSpecial(lower: string): boolean {
+  const first = lower.charCodeAt(0);
+  switch (lower.length) {
+    case 2:
+      return first === 0x74; // te
     case 4:
       return first === 0x68; // host
     case 6:
@@ -82,7 +101,9 @@ function mayBeSpecial(name: string): boolean {
     case 13:
       return first === 0x61; // authorization
     case 14:
-      return first === 0x63; // content-length
+      return first === 0x63 || first === 0x68; // content-length, http2-settings
+    case 16:
+      return first === 0x70; // proxy-connection
     case 17:
       return first === 0x74; // transfer-encoding
     case 18:
@@ -94,8 +115,14 @@ function mayBeSpecial(name: string): boolean {
   }
 }
 
-function addSpecial(list: FlatHeaders, seen: number, injected: InjectedHeaders, name: string, value: unknown): number {
-  const lower = name.toLowerCase();
+function addSpecial(
+  list: FlatHeaders,
+  seen: number,
+  injected: InjectedHeaders,
+  name: string,
+  lower: string,
+  value: unknown,
+): number {
   switch (lower) {
     case 'host':
       checkHost(injected, value);
@@ -119,8 +146,15 @@ function addSpecial(list: FlatHeaders, seen: number, injected: InjectedHeaders, 
         throw refuse(injected, 'a connection header may only say close or keep-alive');
       }
       break;
+    case 'te':
+      // RFC 9113 §8.2.2: nothing else, and node:http2 takes it once and in this spelling only.
+      if (String(value).toLowerCase() !== 'trailers') throw refuse(injected, 'a te header may only say trailers');
+      if (spellingOf(list, 'te') === undefined) list.push('te', 'trailers');
+      return 0;
     case 'transfer-encoding':
     case 'keep-alive':
+    case 'proxy-connection':
+    case 'http2-settings':
       throw refuse(injected, `a ${lower} header belongs to a connection, not to a request`);
     case 'expect':
       throw refuse(injected, 'an expect header is not supported');

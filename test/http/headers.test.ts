@@ -92,6 +92,11 @@ describe('the headers of a mapped request', () => {
     ['transfer-encoding', { 'transfer-encoding': 'chunked' }],
     ['keep-alive', { 'keep-alive': 'timeout=5' }],
     ['a connection header that names others', { connection: 'close, x-own' }],
+    ['te other than trailers', { te: 'gzip' }],
+    ['te with more than trailers', { TE: 'trailers, deflate' }],
+    ['te as a list', { te: ['trailers', 'deflate'] }],
+    ['proxy-connection', { 'Proxy-Connection': 'keep-alive' }],
+    ['http2-settings', ['HTTP2-Settings', 'AAMAAABkAAQAoAAAAAIAAAAA']],
     ['an upgrade header', { upgrade: 'h2c' }],
     ['content-lengths that disagree', ['content-length', '3', 'content-length', '4']],
     ['content-lengths that disagree in one', { 'content-length': '3, 4' }],
@@ -154,6 +159,43 @@ describe('the headers of a mapped request', () => {
         );
       }
     }
+  });
+
+  const ending: [string, Headers][] = [
+    ['te', { te: 'gzip' }],
+    ['te twice', ['te', 'trailers', 'TE', 'trailers']],
+    ['proxy-connection', { 'proxy-connection': 'close' }],
+    ['http2-settings', { 'http2-settings': 'AAMAAABk' }],
+    ['one name in two spellings', ['User-Agent', 'a', 'user-agent', 'b']],
+    ['one name in two spellings, the odd one last', ['content-type', 'a/b', 'cONTENT-TYPE', 'c/d']],
+    ['one name in two spellings, as an object', { Range: 'bytes=0-1', RANGE: 'bytes=1-2' }],
+  ];
+  it('cannot end the connection, and with it the calls of others', async (t) => {
+    const gate = Promise.withResolvers<void>();
+    const kedge = await startKedge(t, {
+      alpn: ['h2'],
+      handler: (request, response) => {
+        if (request.url === '/slow') gate.promise.then(() => response.end('slow'));
+        else response.end(JSON.stringify(request.headers));
+      },
+    });
+    const { dispatcher } = kedge.dialer({ http: { connections: 1 } });
+    const slow = undici.request(`${ORIGIN}/slow`, { dispatcher, method: 'POST', body: 'x' });
+    while (kedge.seen.length === 0) await new Promise(setImmediate);
+    for (const [what, headers] of ending) {
+      const outcome = await undici.request(ORIGIN, { dispatcher, headers }).then(
+        ({ body }) => body.json(),
+        ({ code }) => code,
+      );
+      assert.ok(outcome === 'ERR_KEDGE_REQUEST' || typeof outcome === 'object', `${what}: ${outcome}`);
+    }
+    gate.resolve();
+    assert.equal(await (await slow).body.text(), 'slow');
+    assert.equal(kedge.handshakes, 1);
+    const twice = { 'X-Own': 'a', 'x-own': 'b', TE: 'Trailers', te: 'trailers' };
+    const { body } = await undici.request(ORIGIN, { dispatcher, headers: twice });
+    const seen = (await body.json()) as Record<string, string>;
+    assert.deepEqual([seen['x-own'], seen.te], ['a, b', 'trailers']);
   });
 
   it('keep the path as it is', async (t) => {
