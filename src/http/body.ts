@@ -1,6 +1,6 @@
-import type { Readable } from 'node:stream';
+import { Readable } from 'node:stream';
 
-type Source = AsyncIterable<unknown> | Iterable<unknown>;
+type Source = AsyncIterable<unknown> | Iterable<unknown> | NodeJS.ReadableStream;
 type Cursor = { next(): Promise<IteratorResult<unknown>> | IteratorResult<unknown>; return?(): unknown };
 
 /**
@@ -9,7 +9,7 @@ type Cursor = { next(): Promise<IteratorResult<unknown>> | IteratorResult<unknow
  * that. Chunks beyond the limit are passed on and not kept.
  */
 export class ReplayBody implements AsyncIterable<unknown> {
-  private readonly source: Source;
+  private readonly source: object;
   private readonly cursor: Cursor;
   private readonly limit: number;
   private kept: unknown[] = [];
@@ -22,8 +22,10 @@ export class ReplayBody implements AsyncIterable<unknown> {
   private reader = 0;
 
   constructor(source: Source, limit: number) {
-    this.source = source;
-    this.cursor = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
+    // Streams from before Node 0.10 flow by themselves and do not iterate.
+    const iterable = isIterable(source) ? source : new Readable().wrap(source);
+    this.source = iterable;
+    this.cursor = Symbol.asyncIterator in iterable ? iterable[Symbol.asyncIterator]() : iterable[Symbol.iterator]();
     this.limit = limit;
   }
 
@@ -105,6 +107,10 @@ export function isOneShot(body: unknown): body is Source {
     return false;
   // FormData iterates its entries, and undici serialises it itself.
   if (typeof (body as { append?: unknown }).append === 'function') return false;
+  return isIterable(body) || isStream(body);
+}
+
+function isIterable(body: object): body is AsyncIterable<unknown> | Iterable<unknown> {
   return Symbol.asyncIterator in body || Symbol.iterator in body;
 }
 

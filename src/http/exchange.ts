@@ -12,7 +12,7 @@ import { isOneShot, isStream, ReplayBody } from './body.ts';
 import { asError, callError, isInvalidRequest } from './errors.ts';
 import { Attempts, isIdempotent, type Outcome, outcomeOf, refusedStream } from './failover.ts';
 import { flatHeaders, type HeadersInput } from './headers.ts';
-import type { HeldCall, HttpPool, HttpPools } from './pool.ts';
+import type { HttpPool, HttpPools } from './pool.ts';
 import { checkPath, type DispatchOptions, needsH1, type PoolRequest, poolRequest } from './request.ts';
 import type { Dispatcher } from './undici.ts';
 
@@ -23,7 +23,7 @@ type Handler = Dispatcher.DispatchHandler;
  * One mapped request from `dispatch()` to its end. Towards undici's pools it is the handler, towards the caller the
  * controller, so that the caller's view stays whole while tokens are fetched and kedges are tried in turn.
  */
-export class Exchange implements HeldCall, Controller {
+export class Exchange implements Handler, Controller {
   private readonly core: Core;
   private readonly pools: HttpPools;
   private readonly target: Target;
@@ -74,6 +74,7 @@ export class Exchange implements HeldCall, Controller {
       const { body } = this.options;
       // It may fail before anybody reads it: while a token is fetched, or a connection is made.
       if (isStream(body)) body.on('error', (error) => this.abort(asError(error)));
+      if (isOneShot(body)) this.replay = new ReplayBody(body, this.core.options.failover.replayBytes);
       checkPath(this.options, this.target);
       const { proxyAuth, backendAuth } = this.plan;
       const proxy = proxyAuth?.peek();
@@ -99,6 +100,7 @@ export class Exchange implements HeldCall, Controller {
     return this[inspect.custom]();
   }
 
+  /** Whether it has ended, maybe before its connection was there. */
   get over(): boolean {
     return this.done;
   }
@@ -275,10 +277,7 @@ export class Exchange implements HeldCall, Controller {
     this.proxyAuth = proxyAuth;
     this.backendAuth = backendAuth;
     this.request = poolRequest(options, headers);
-    if (isOneShot(options.body)) {
-      this.replay ??= new ReplayBody(options.body, this.core.options.failover.replayBytes);
-      this.request.body = this.replay as never;
-    }
+    if (this.replay !== undefined) this.request.body = this.replay as never;
   }
 
   private attempt(index: number): boolean {
@@ -331,7 +330,8 @@ export class Exchange implements HeldCall, Controller {
       }
     } else if (statusCode === 401) {
       // Not where the caller's own header went out in its place.
-      if (this.request!.headers.includes(this.backendAuth!)) this.plan.backendAuth?.invalidate(this.backendAuth);
+      const sent = this.request!.headers as readonly (string | undefined)[];
+      if (sent.includes(this.backendAuth)) this.plan.backendAuth?.invalidate(this.backendAuth);
     } else if (failover.statuses.has(statusCode) && this.retry('lost', live)) {
       return true;
     }

@@ -23,14 +23,9 @@ const ALPN = { auto: ['h2', 'http/1.1'], h2: ['h2'], h1: ['http/1.1'] } as const
  */
 const FAILURE_MEMORY_MS = 100;
 
-/** A call that waits for the first connection, which it may outlive or not. */
-export interface HeldCall extends Handler {
-  readonly over: boolean;
-}
-
 interface Held {
   readonly request: PoolRequest;
-  readonly handler: HeldCall;
+  readonly handler: Handler & { readonly over?: boolean };
 }
 
 /**
@@ -73,7 +68,7 @@ export class HttpPool implements WirePool {
     return size;
   }
 
-  dispatch(request: PoolRequest, handler: HeldCall, h1Only: boolean): boolean {
+  dispatch(request: PoolRequest, handler: Handler, h1Only: boolean): boolean {
     if (h1Only) return this.h1Pool().dispatch(request, handler);
     if (this.negotiated !== undefined) return this.negotiated.dispatch(request, handler);
     this.held.push({ request, handler });

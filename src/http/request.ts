@@ -10,7 +10,7 @@ export interface DispatchOptions extends Dispatcher.DispatchOptions {
 }
 
 /** What a pool is given: built field by field, because callers leak fields that pools refuse. */
-export type PoolRequest = Dispatcher.DispatchOptions & { servername: string; headers: string[] };
+export type PoolRequest = Dispatcher.DispatchOptions & { servername: string };
 
 /**
  * undici takes the TLS server name from each request and closes the connection when it changes, so it is the same for

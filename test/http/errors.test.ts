@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
-import type { Writable } from 'node:stream';
+import { createReadStream } from 'node:fs';
+import type http2 from 'node:http2';
+import { Readable, type Writable } from 'node:stream';
 import { describe, it, type TestContext } from 'node:test';
 import * as undici from 'undici';
 import {
@@ -187,6 +189,98 @@ describe('a call that cannot be made', () => {
   });
 });
 
+describe('a call that breaks by itself', () => {
+  it('is told its own error, not that the connection was lost', async (t) => {
+    const kedge = await startKedge(t, { handler: (request) => request.resume() });
+    for (const protocol of ['h2', 'h1'] as const) {
+      const { dispatcher } = kedge.dialer({ http: { protocol } });
+      const denied = Object.assign(new Error('denied'), { code: 'EACCES' });
+      const broken = async function* (error = denied) {
+        yield 'a';
+        throw error;
+      };
+      const own: [undici.Dispatcher.DispatchOptions['body'], unknown][] = [
+        [createReadStream('/no/such/file'), { code: 'ENOENT', syscall: 'open' }],
+        [Readable.from(broken()), denied],
+        [broken() as never, denied],
+        [Readable.from(broken(Object.assign(new Error('gone'), { code: 'ERR_STREAM_X' }))), { code: 'ERR_STREAM_X' }],
+      ];
+      for (const [body, expected] of own) {
+        await assert.rejects(
+          undici.request(TARGET, { dispatcher, method: 'POST', body: body as Readable }),
+          expected as Error,
+        );
+      }
+      const failed = await fetch(TARGET, {
+        dispatcher,
+        method: 'POST',
+        body: ReadableStream.from(broken()) as ReadableStream,
+        duplex: 'half',
+      }).catch((error) => error);
+      assert.ok(failed === denied || failed.cause === denied, `${failed}`);
+    }
+  });
+
+  it('is told what its own handler threw, wherever that was', async (t) => {
+    const kedge = await startKedge(t);
+    for (const protocol of ['h2', 'h1'] as const) {
+      const { dispatcher } = kedge.dialer({ http: { protocol } });
+      for (const where of ['onRequestStart', 'onResponseStart', 'onResponseData'] as const) {
+        const thrown = Object.assign(new Error(where), { code: 'ECONNRESET' });
+        const ends: unknown[] = [];
+        await new Promise<void>((resolve) => {
+          dispatcher.dispatch(
+            { origin: TARGET, path: '/', method: 'GET' },
+            {
+              onRequestStart() {},
+              onResponseStart() {},
+              onResponseData() {},
+              onResponseEnd: () => ends.push('end'),
+              onResponseError: (_controller, error) => {
+                ends.push(error);
+                resolve();
+              },
+              [where]: () => {
+                throw thrown;
+              },
+            },
+          );
+        });
+        await new Promise((resolve) => setTimeout(resolve, 20));
+        assert.deepEqual(ends, [thrown], where);
+      }
+    }
+  });
+});
+
+describe('a stream that the kedge resets', () => {
+  it('is not called a lost connection', async (t) => {
+    const kedge = await startKedge(t, {
+      alpn: ['h2'],
+      handler: (request) => (request as http2.Http2ServerRequest).stream.close(Number(request.url!.slice(1))),
+    });
+    const { dispatcher } = kedge.dialer();
+    const said: Record<number, RegExp> = {
+      0: /ended the stream/,
+      1: /reset the stream: PROTOCOL_ERROR/,
+      2: /reset the stream: INTERNAL_ERROR/,
+      8: /ended the stream/,
+      11: /reset the stream: ENHANCE_YOUR_CALM/,
+      255: /reset the stream: code 255/,
+    };
+    for (const [code, message] of Object.entries(said)) {
+      const call = undici.request(new URL(code, TARGET), { dispatcher, method: 'POST', body: 'x' });
+      await assert.rejects(call, (error: KedgeError) => {
+        assert.deepEqual([error.code, error.stage], ['ERR_KEDGE_CONNECTION', 'kedge']);
+        assert.match(error.message, message);
+        assert.doesNotMatch(error.reason, /connection/);
+        return true;
+      });
+    }
+    assert.equal(kedge.handshakes, 1);
+  });
+});
+
 describe('tokens', () => {
   it('are waited for, abortably, and never sent when they are not tokens', async (t) => {
     const kedge = await startKedge(t);
@@ -254,7 +348,6 @@ describe('tokens', () => {
   });
 
   it('notice a body that fails while they are fetched', async (t) => {
-    const { Readable } = await import('node:stream');
     const kedge = await startKedge(t);
     const never: TokenSource = { name: 'never', peek: () => undefined, token: () => new Promise(() => {}) };
     const dialer = kedge.dialer({ mapper: single(kedge.route({ proxyAuth: never })) });

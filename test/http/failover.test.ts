@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import type http2 from 'node:http2';
-import { Readable } from 'node:stream';
+import { Readable, Stream } from 'node:stream';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as undici from 'undici';
-import { type KedgeError, kedgeErrorOf, single, type TokenSource } from '../../src/index.ts';
+import { type KedgeError, kedgeErrorOf, pem, single, staticToken, type TokenSource } from '../../src/index.ts';
 import { Breaker } from '../../src/kedge/breaker.ts';
 import { type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
 
@@ -73,6 +73,57 @@ describe('a request that its kedge refuses unprocessed', () => {
   });
 });
 
+describe('a body that is a stream of the oldest kind', () => {
+  /** Emits by itself, and knows neither `read()` nor iteration. */
+  class OldStream extends Stream {
+    readable = true;
+    private parts = ['a', 'b', 'c'];
+    private paused = false;
+    constructor() {
+      super();
+      setImmediate(() => this.flow());
+    }
+    pause() {
+      this.paused = true;
+    }
+    resume() {
+      this.paused = false;
+      setImmediate(() => this.flow());
+    }
+    destroy() {
+      this.parts = [];
+    }
+    private flow() {
+      while (!this.paused && this.readable) {
+        const part = this.parts.shift();
+        if (part === undefined) {
+          this.readable = false;
+          this.emit('end');
+        } else {
+          this.emit('data', Buffer.from(part));
+        }
+      }
+    }
+  }
+
+  it('is sent again whole, or not at all', async (t) => {
+    const one = await startKedge(t, {
+      handler: (request, response) => {
+        response.statusCode = 503;
+        request.resume().on('end', () => response.end());
+      },
+    });
+    const two = await startKedge(t, { handler: named('two') });
+    for (const protocol of ['h1', 'h2'] as const) {
+      const kept = both(one, two, { http: { protocol }, failover: { statuses: [503] } }).dispatcher;
+      assert.equal(await post(kept, new OldStream() as never, 'PUT'), 'two:abc');
+      const unkept = both(one, two, { http: { protocol }, failover: { statuses: [503], replayBytes: 0 } }).dispatcher;
+      assert.equal(await post(unkept, new OldStream() as never, 'PUT'), '');
+    }
+    assert.equal(two.seen.length, 2);
+  });
+});
+
 describe('a request that may have been processed', () => {
   it('is sent again when it is idempotent, and only then', async (t) => {
     let executed = 0;
@@ -121,6 +172,29 @@ describe('a request that may have been processed', () => {
     }
     assert.equal(one.seen.length, 200);
     assert.ok(two.seen.length >= 20 && two.seen.length <= 52, `${two.seen.length} extra requests`);
+  });
+});
+
+describe('a route with a kedge that cannot be used', () => {
+  it('fails the call, and does not leave it waiting', async (t) => {
+    const one = await startKedge(t, { handler: () => one.reset() });
+    let asked = 0;
+    const identity = pem({ cert: one.client.cert, key: one.client.key, ca: one.ca.cert }).current();
+    const failing = {
+      current: () => {
+        asked += 1;
+        if (asked > 1) throw new Error('no certificate yet');
+        return identity;
+      },
+      subscribe: () => () => {},
+    };
+    const two = await startKedge(t, { handler: named('two') });
+    const { dispatcher } = both(one, two, { identity: failing });
+    for (const method of ['GET', 'PUT']) {
+      await assert.rejects(undici.request(TARGET, { dispatcher, method: method as 'GET' }), {
+        code: 'ERR_KEDGE_IDENTITY',
+      });
+    }
   });
 });
 
@@ -251,6 +325,117 @@ describe('a token that the kedge refuses', () => {
     assert.equal(await post(dispatcher, 'x'), 'who?');
     assert.equal(source.peek(), undefined);
     assert.equal(kedge.seen.length, 1);
+  });
+});
+
+describe('a refusal that is not about the token of the route', () => {
+  const answering =
+    (statusCode: number): KedgeHandler =>
+    (_request, response) => {
+      response.statusCode = statusCode;
+      response.end('who?');
+    };
+  const counting = () => {
+    const source = {
+      name: 'counting',
+      refused: 0,
+      peek: () => 'token',
+      token: async () => 'token',
+      invalidate: () => {},
+    };
+    source.invalidate = () => {
+      source.refused += 1;
+    };
+    return source;
+  };
+
+  it('401 to an Authorization of the caller leaves the token of the route alone', async (t) => {
+    const kedge = await startKedge(t, { handler: answering(401) });
+    const backendAuth = counting();
+    const { dispatcher } = kedge.dialer({ mapper: single(kedge.route({ backendAuth })) });
+    const own = await undici.request(TARGET, { dispatcher, headers: { authorization: 'Basic own' } });
+    assert.deepEqual([own.statusCode, await own.body.text(), backendAuth.refused], [401, 'who?', 0]);
+    const theirs = await undici.request(TARGET, { dispatcher });
+    assert.deepEqual([theirs.statusCode, backendAuth.refused], [401, 1]);
+  });
+
+  it('407 passes where the route has no proxyAuth', async (t) => {
+    const kedge = await startKedge(t, { handler: answering(407) });
+    for (const more of [{}, { backendAuth: staticToken('backend') }]) {
+      const { dispatcher } = kedge.dialer({ mapper: single(kedge.route(more)) });
+      const { statusCode, body } = await undici.request(TARGET, { dispatcher, method: 'POST', body: 'x' });
+      assert.deepEqual([statusCode, await body.text()], [407, 'who?']);
+    }
+    const { dispatcher } = kedge.dialer({ mapper: single(kedge.route({ proxyAuth: staticToken('t') })) });
+    await assert.rejects(undici.request(TARGET, { dispatcher }), { code: 'ERR_KEDGE_UNAUTHORIZED' });
+  });
+
+  it('407 while the body is still on its way is answered with a fresh token and the whole body', async (t) => {
+    for (const protocol of ['h1', 'h2'] as const) {
+      const bodies: string[] = [];
+      const kedge = await startKedge(t, {
+        handler: (request, response, seen) => {
+          request.on('error', () => {});
+          if (!String(request.headers['proxy-authorization']).startsWith('Bearer new')) {
+            response.statusCode = 407;
+            // Three ways of not reading the rest.
+            if (seen.path === '/close' && protocol === 'h1') response.setHeader('connection', 'close');
+            (response as NodeJS.WritableStream).end('no');
+            if (seen.path === '/cut') setTimeout(() => request.socket.destroy(), 3);
+            return;
+          }
+          let body = '';
+          request.on('data', (chunk) => {
+            body += chunk;
+          });
+          request.on('end', () => {
+            bodies.push(body);
+            response.end(body);
+          });
+        },
+      });
+      let round = 0;
+      let cached: string | undefined;
+      const proxyAuth: TokenSource = {
+        name: 'changing',
+        peek: () => cached,
+        token: async () => {
+          await sleep(20);
+          return `new-${round}`;
+        },
+        invalidate: () => {
+          cached = undefined;
+        },
+      };
+      const { dispatcher } = kedge.dialer({ http: { protocol }, mapper: single(kedge.route({ proxyAuth })) });
+      for (; round < 6; round += 1) {
+        const path = ['/', '/close', '/cut'][round % 3]!;
+        cached = `old-${round}`;
+        const slow = async function* () {
+          for (const part of ['a', 'b', 'c', 'd', 'e']) {
+            yield part;
+            await sleep(8);
+          }
+        };
+        const body = await new Promise<string>((resolve, reject) => {
+          let text = '';
+          const legacy = {
+            onConnect: () => {},
+            onHeaders: () => true,
+            onData: (chunk: Buffer) => {
+              text += chunk;
+              return true;
+            },
+            onComplete: () => resolve(text),
+            onError: reject,
+          };
+          const options = { origin: TARGET, path, method: 'POST' as const, body: Readable.from(slow()) };
+          dispatcher.dispatch(options, legacy as never);
+        });
+        assert.equal(body, 'abcde');
+      }
+      assert.deepEqual(bodies, Array(6).fill('abcde'), protocol);
+    }
   });
 });
 
