@@ -1,0 +1,208 @@
+import assert from 'node:assert/strict';
+import type http2 from 'node:http2';
+import type { Socket } from 'node:net';
+import { Readable } from 'node:stream';
+import { describe, it, type TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type tls from 'node:tls';
+import * as undici from 'undici';
+import { type DialerOptions, type KedgeError, single } from '../../src/index.ts';
+import { type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
+import { goaway, onFrames, SETTINGS, startRawKedge } from '../helpers/raw-kedge.ts';
+import { rotating } from '../helpers/rotating.ts';
+
+const TARGET = 'http://orders.us1:8080/';
+
+const bodies: Record<string, () => string | Readable | null> = {
+  'no body': () => null,
+  'a string': () => 'pay 100',
+  'a stream': () => Readable.from(['pay ', '100']),
+};
+
+/** Writes down each request as soon as its body is there, then leaves it to `then`. */
+async function ledger(t: TestContext, then: KedgeHandler, options = {}) {
+  const executed: string[] = [];
+  const kedge = await startKedge(t, {
+    ...options,
+    handler: (request, response, seen) => {
+      request.on('error', () => {});
+      request.resume().on('end', () => {
+        executed.push(`${request.method} ${request.url}`);
+        then(request, response, seen);
+      });
+    },
+  });
+  return { kedge, executed };
+}
+
+const ok: KedgeHandler = (_request, response) => response.end('ok');
+
+function via(kedges: { url: string }[], by: TestKedge, options: Partial<DialerOptions> = {}) {
+  const mapper = single(by.route({ kedge: kedges.map(({ url }) => url) }));
+  return by.dialer({ mapper, ...options }).dispatcher as undici.Dispatcher;
+}
+
+async function send(dispatcher: undici.Dispatcher, method: string, body: string | Readable | null): Promise<string> {
+  const reply = await undici.request(TARGET, { dispatcher, method: method as 'POST', body });
+  return reply.body.text();
+}
+
+const refuse =
+  (afterMs: number): KedgeHandler =>
+  (request) => {
+    setTimeout(() => (request as http2.Http2ServerRequest).stream.close(7 /* REFUSED_STREAM */), afterMs);
+  };
+
+describe('a request that is answered with REFUSED_STREAM', () => {
+  for (const [name, body] of Object.entries(bodies)) {
+    it(`is sent once more and no more, to the same kedge: ${name}`, async (t) => {
+      const { kedge, executed } = await ledger(t, refuse(0));
+      await assert.rejects(send(via([kedge], kedge), 'PUT', body()), (error: KedgeError) => {
+        assert.equal(error.code, 'ERR_KEDGE_CONNECTION');
+        assert.match(error.message, /reset the stream: REFUSED_STREAM/);
+        return true;
+      });
+      assert.equal(executed.length, 2);
+    });
+
+    it(`is sent once more and no more, to another kedge: ${name}`, async (t) => {
+      const [one, two, three] = [await ledger(t, refuse(0)), await ledger(t, refuse(0)), await ledger(t, ok)];
+      const dispatcher = via([one.kedge, two.kedge, three.kedge], one.kedge);
+      await assert.rejects(send(dispatcher, 'PUT', body()), { code: 'ERR_KEDGE_CONNECTION' });
+      assert.deepEqual([one.executed.length, two.executed.length, three.executed.length], [1, 1, 0]);
+    });
+
+    it(`is not sent again where it is not idempotent and the kedge took its time: ${name}`, async (t) => {
+      const [one, two] = [await ledger(t, refuse(400)), await ledger(t, ok)];
+      for (const kedges of [[one.kedge], [one.kedge, two.kedge]]) {
+        one.executed.length = 0;
+        await assert.rejects(send(via(kedges, one.kedge), 'POST', body()), { code: 'ERR_KEDGE_CONNECTION' });
+        assert.deepEqual([one.executed, two.executed], [['POST /'], []]);
+      }
+    });
+  }
+
+  it('that comes at once moves to the next kedge with any method', async (t) => {
+    const [one, two] = [await ledger(t, refuse(0)), await ledger(t, ok)];
+    const dispatcher = via([one.kedge, two.kedge], one.kedge);
+    for (const body of Object.values(bodies)) assert.equal(await send(dispatcher, 'POST', body()), 'ok');
+    assert.deepEqual([one.executed.length, two.executed.length], [3, 3]);
+  });
+});
+
+describe('a connection that ends without a byte', () => {
+  const fin = (socket: tls.TLSSocket) => socket.end();
+
+  it('of HTTP/2 has processed nothing: any method goes to the next kedge', async (t) => {
+    const good = await ledger(t, ok);
+    const bad = await startRawKedge(t, 'h2', fin);
+    const dispatcher = via([bad, good.kedge], good.kedge);
+    for (let i = 0; i < 5; i += 1) {
+      for (const body of Object.values(bodies)) assert.equal(await send(dispatcher, 'POST', body()), 'ok');
+    }
+    assert.equal(good.executed.length, 15);
+  });
+
+  it('of HTTP/2 is tried once more where there is no other kedge', async (t) => {
+    const good = await ledger(t, ok);
+    const bad = await startRawKedge(t, 'h2', fin);
+    await assert.rejects(send(via([bad], good.kedge), 'POST', 'x'), /other side closed/);
+    assert.equal(bad.connections, 2);
+  });
+
+  it('of HTTP/1.1 may have: only what is idempotent goes to the next kedge', async (t) => {
+    const good = await ledger(t, ok);
+    const bad = await startRawKedge(t, 'http/1.1', fin);
+    const dispatcher = via([bad, good.kedge], good.kedge);
+    assert.equal(await send(dispatcher, 'PUT', 'x'), 'ok');
+    await assert.rejects(send(dispatcher, 'POST', 'x'), { code: 'ERR_KEDGE_CONNECTION' });
+  });
+});
+
+describe('a GOAWAY', () => {
+  for (const code of [0, 2, 11]) {
+    it(`with code ${code} leaves the streams above its last one unprocessed`, async (t) => {
+      const good = await ledger(t, ok);
+      const bad = await startRawKedge(t, 'h2', (socket) => {
+        socket.write(SETTINGS);
+        onFrames(socket, (type) => {
+          if (type === 1) socket.end(goaway(0, code));
+        });
+      });
+      const dispatcher = via([bad, good.kedge], good.kedge);
+      for (let i = 0; i < 5; i += 1) {
+        for (const body of Object.values(bodies)) assert.equal(await send(dispatcher, 'POST', body()), 'ok');
+      }
+      assert.equal(good.executed.length, 15);
+    });
+  }
+
+  it('that is read in the turn in which a request is dispatched costs no request, with any body', async (t) => {
+    const { kedge, executed } = await ledger(t, ok, { alpn: ['h2'] });
+    const dialer = kedge.dialer({ http: { connections: 1 } });
+    let sent = 0;
+    for (let round = 0; round < 20; round += 1) {
+      await (await dialer.fetch(TARGET)).text();
+      for (const session of kedge.sessions) session.goaway(0, 2 ** 31 - 1);
+      // Then it is written, and unread on our side until this turn is over.
+      await new Promise(setImmediate);
+      const calls = [
+        dialer.fetch(TARGET, { method: 'POST', body: 'one' }).then((reply) => reply.text()),
+        send(dialer.dispatcher, 'POST', Readable.from(['two'])),
+        send(dialer.dispatcher, 'POST', 'three'),
+      ];
+      assert.deepEqual(await Promise.all(calls), ['ok', 'ok', 'ok']);
+      sent += 4;
+    }
+    assert.equal(executed.length, sent, 'each was executed once');
+  });
+});
+
+describe('an HTTP/1.1 connection that was used before and ends without an answer', () => {
+  for (const end of ['FIN', 'RST'] as const) {
+    it(`is followed by one more attempt of what is idempotent (${end})`, async (t) => {
+      const requests: string[] = [];
+      let answers = 1;
+      const kedge = await startRawKedge(t, 'http/1.1', (socket, tcp: Socket) => {
+        let served = 0;
+        socket.on('data', (data: Buffer) => {
+          requests.push(data.toString('latin1').split(' ', 1)[0]!);
+          served += 1;
+          if (served <= answers) socket.write('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok');
+          else if (end === 'FIN') socket.end();
+          else tcp.resetAndDestroy();
+        });
+      });
+      const by = await startKedge(t);
+      const dispatcher = via([kedge], by, { http: { connections: 1 } });
+      assert.equal(await send(dispatcher, 'GET', null), 'ok');
+      assert.equal(await send(dispatcher, 'GET', null), 'ok', 'on a new connection');
+      await assert.rejects(send(dispatcher, 'POST', 'x'), { code: 'ERR_KEDGE_CONNECTION' });
+      assert.deepEqual(requests, ['GET', 'GET', 'GET', 'POST']);
+      requests.length = 0;
+      assert.equal(await send(dispatcher, 'GET', null), 'ok');
+      answers = 0;
+      await assert.rejects(send(dispatcher, 'PUT', 'x'), { code: 'ERR_KEDGE_CONNECTION' });
+      assert.deepEqual(requests, ['GET', 'PUT', 'PUT'], 'the new connection had served nobody');
+    });
+  }
+});
+
+describe('a POST', () => {
+  it('is not executed again when the certificate of its connection runs out', async (t) => {
+    const one = await ledger(t, () => {});
+    const two = await ledger(t, ok);
+    const short = await one.kedge.ca.issue({ cn: 'pod', notAfter: new Date(Date.now() + 1500) });
+    const identity = rotating({ ca: one.kedge.ca, client: short });
+    const mapper = single(one.kedge.route({ kedge: [one.kedge.url, two.kedge.url] }));
+    const { dispatcher } = one.kedge.dialer({ identity, mapper, onWarning: () => {} });
+    const call = send(dispatcher, 'POST', 'pay 100');
+    call.catch(() => {});
+    while (one.executed.length === 0) await sleep(2);
+    // The new certificate is for new connections: the call's own still has the old one.
+    await identity.rotate();
+    await assert.rejects(call, { code: 'ERR_KEDGE_IDENTITY_EXPIRED' });
+    await sleep(50);
+    assert.deepEqual([one.executed, two.executed], [['POST /'], []]);
+  });
+});
