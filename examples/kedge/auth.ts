@@ -3,9 +3,7 @@ import { createRemoteJWKSet, type JWTPayload, jwtVerify } from 'jose';
 
 /** Decides whether a caller may come in, by its `Proxy-Authorization`. The one gate of all wires. */
 export interface Gate {
-  /** Whether the header was for us, and is taken off what goes on. */
-  readonly consumes: boolean;
-  admits(proxyAuthorization: string | undefined): Promise<boolean>;
+  admits(proxyAuthorization: string | undefined): boolean | Promise<boolean>;
 }
 
 export interface OidcOptions {
@@ -21,13 +19,12 @@ export interface OidcOptions {
 const ALGORITHMS = ['RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'];
 const CLOCK_SKEW_SECONDS = 30;
 
-export const openGate: Gate = { consumes: false, admits: async () => true };
+export const openGate: Gate = { admits: () => true };
 
 export function bearerGate(token: string): Gate {
   const wanted = Buffer.from(token);
   return {
-    consumes: true,
-    admits: async (header) => {
+    admits: (header) => {
       const given = Buffer.from(bearerOf(header) ?? '');
       return given.length > 0 && given.length === wanted.length && timingSafeEqual(given, wanted);
     },
@@ -50,7 +47,6 @@ export async function oidcGate({ providerUrl, clientId, permsClaim, perms }: Oid
     requiredClaims: ['exp'],
   };
   return {
-    consumes: true,
     admits: async (header) => {
       const token = bearerOf(header);
       if (token === undefined) return false;
@@ -70,5 +66,6 @@ function permsOf(payload: JWTPayload, claim: string): string[] {
 }
 
 function bearerOf(header: string | undefined): string | undefined {
-  return /^Bearer ([\x21-\x7e]+)$/.exec(header ?? '')?.[1];
+  // The scheme is in any case (RFC 9110 §11.1).
+  return /^bearer +([\x21-\x7e]+)$/i.exec(header ?? '')?.[1];
 }

@@ -73,8 +73,8 @@ export function readConfig(director: { file: string; text: string }, pool: { fil
   const routes = parse(
     director,
     object({
-      http: object({ routes: list(httpRoute), adhocRules: list(adhocRule) }),
-      grpc: object({ routes: list(grpcRoute), adhocRules: list(adhocRule) }),
+      http: object({ routes: list(httpRoute), adhocRules: list(adhocRule(80)) }),
+      grpc: object({ routes: list(grpcRoute), adhocRules: list(adhocRule(81)) }),
     }),
   );
   const backends = parse(
@@ -161,40 +161,43 @@ const flag: Reader<boolean> = ({ value, path }) => {
   throw expected(path, 'true or false');
 };
 
-const adhocRule: Reader<AdhocRule> = (node) => {
-  const range = object<{ from: number; to: number }>({ from: port, to: port });
-  const rule = object<AdhocRule>({
-    dnsNameMatcher: text,
-    port: (at) => {
-      const own = object<AdhocRule['port']>({
-        default: port,
-        allowed: list(port),
-        allowedRanges: list((each) => ({ from: 0, to: 0, ...range(each) })),
-      })(at);
-      return { default: own.default || 80, allowed: own.allowed ?? [], allowedRanges: own.allowedRanges ?? [] };
-    },
-    dnsNameReplace: (at) => ({
-      pattern: '',
-      substitution: '',
-      ...object<NonNullable<AdhocRule['dnsNameReplace']>>({ pattern: text, substitution: text })(at),
-    }),
-    allowCidrs: (at) => {
-      const cidrs = list(text)(at);
-      try {
-        listOf(cidrs);
-      } catch {
-        throw expected(at.path, 'networks such as 10.0.0.0/8');
-      }
-      return cidrs;
-    },
-  })(node);
-  return {
-    dnsNameMatcher: required(node, 'dns_name_matcher', rule.dnsNameMatcher),
-    port: rule.port ?? { default: 80, allowed: [80], allowedRanges: [] },
-    dnsNameReplace: rule.dnsNameReplace,
-    allowCidrs: rule.allowCidrs ?? [],
+/** `fallback`: the port of a rule that names none; the original has another one for each wire. */
+const adhocRule =
+  (fallback: number): Reader<AdhocRule> =>
+  (node) => {
+    const range = object<{ from: number; to: number }>({ from: port, to: port });
+    const rule = object<AdhocRule>({
+      dnsNameMatcher: text,
+      port: (at) => {
+        const own = object<AdhocRule['port']>({
+          default: port,
+          allowed: list(port),
+          allowedRanges: list((each) => ({ from: 0, to: 0, ...range(each) })),
+        })(at);
+        return { default: own.default || fallback, allowed: own.allowed ?? [], allowedRanges: own.allowedRanges ?? [] };
+      },
+      dnsNameReplace: (at) => ({
+        pattern: '',
+        substitution: '',
+        ...object<NonNullable<AdhocRule['dnsNameReplace']>>({ pattern: text, substitution: text })(at),
+      }),
+      allowCidrs: (at) => {
+        const cidrs = list(text)(at);
+        try {
+          listOf(cidrs);
+        } catch {
+          throw expected(at.path, 'networks such as 10.0.0.0/8');
+        }
+        return cidrs;
+      },
+    })(node);
+    return {
+      dnsNameMatcher: required(node, 'dns_name_matcher', rule.dnsNameMatcher),
+      port: rule.port ?? { default: fallback, allowed: [fallback], allowedRanges: [] },
+      dnsNameReplace: rule.dnsNameReplace,
+      allowCidrs: rule.allowCidrs ?? [],
+    };
   };
-};
 
 const tlsConfig: Reader<{ name: string; caFile: string }> = (node) => {
   const config = object<{ name: string; caFile: string }>({ name: text, caFile: text })(node);

@@ -24,8 +24,21 @@ export class Metrics {
     registers: [this.registry],
   });
 
+  private readonly counts = new Map<string, ReturnType<typeof this.requests.labels>>();
+
   constructor() {
     collectDefaultMetrics({ register: this.registry });
+  }
+
+  /** `status`: of HTTP, or of gRPC. */
+  count(wire: string, status: number | string): void {
+    const key = `${wire} ${status}`;
+    let counter = this.counts.get(key);
+    if (counter === undefined) {
+      counter = this.requests.labels(wire, String(status));
+      this.counts.set(key, counter);
+    }
+    counter.inc();
   }
 }
 

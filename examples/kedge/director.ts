@@ -1,4 +1,7 @@
 import type { GrpcRoute, HttpRoute } from './config.ts';
+import { decodedPath } from './path.ts';
+
+type Values = Readonly<Record<string, string | string[] | undefined>>;
 
 /** What HTTP routes look at. */
 export interface HttpTarget {
@@ -6,10 +9,9 @@ export interface HttpTarget {
   host: string;
   /** 80 where the request named none, 443 for an absolute https URL. */
   port: number;
-  /** Undefined where the request named none. */
-  namedPort: number | undefined;
+  /** With the query, as it was sent. */
   path: string;
-  headers: Readonly<Record<string, string | string[] | undefined>>;
+  headers: Values;
   /** Forward: the request line held an absolute URL. */
   mode: 'REVERSE_PROXY' | 'FORWARD_PROXY';
 }
@@ -21,19 +23,26 @@ export interface GrpcTarget {
   host: string;
   /** 0 where the authority named none. */
   port: number;
-  metadata: Readonly<Record<string, string | string[] | undefined>>;
+  metadata: Values;
 }
 
-/** The first route that matches; undefined: unknown route. */
-export function routeHttp(routes: readonly HttpRoute[], target: Omit<HttpTarget, 'namedPort'>): HttpRoute | undefined {
-  return routes.find(
-    (route) =>
+/** A route has rules for paths, and this path could be read in two ways. */
+export class AmbiguousPathError extends Error {}
+
+/** The first route that matches; undefined: unknown route. Throws {@link AmbiguousPathError}. */
+export function routeHttp(routes: readonly HttpRoute[], target: HttpTarget): HttpRoute | undefined {
+  for (const route of routes) {
+    if (
       (route.proxyMode === 'ANY' || route.proxyMode === target.mode) &&
       (route.hostMatcher === '' || route.hostMatcher.toLowerCase() === target.host) &&
       (route.portMatcher === 0 || route.portMatcher === target.port) &&
-      (route.pathRules.length === 0 || route.pathRules.some((rule) => matches(rule, target.path))) &&
-      Object.entries(route.headerMatcher).every(([name, value]) => valuesOf(target.headers, name).join(', ') === value),
-  );
+      // Of several values the first counts, as in the original.
+      everyHeader(route.headerMatcher, (name, value) => listOf(target.headers[name])[0] === value) &&
+      matchesPath(route, target.path)
+    )
+      return route;
+  }
+  return undefined;
 }
 
 /** The first route that matches; undefined: unknown route. */
@@ -43,7 +52,7 @@ export function routeGrpc(routes: readonly GrpcRoute[], target: GrpcTarget): Grp
       (route.serviceNameMatcher === '' || matches(route.serviceNameMatcher, target.method)) &&
       (route.authorityHostMatcher === '' || route.authorityHostMatcher.toLowerCase() === target.host) &&
       (route.authorityPortMatcher === 0 || route.authorityPortMatcher === target.port) &&
-      Object.entries(route.metadataMatcher).every(([name, value]) => valuesOf(target.metadata, name).includes(value)),
+      everyHeader(route.metadataMatcher, (name, value) => listOf(target.metadata[name]).includes(value)),
   );
 }
 
@@ -56,12 +65,23 @@ export function splitAuthority(authority: string): { host: string; port: number 
   return { host: (found[1] ?? found[2]!).toLowerCase(), port };
 }
 
+function matchesPath({ pathRules }: HttpRoute, target: string): boolean {
+  if (pathRules.length === 0) return true;
+  const path = decodedPath(target);
+  if (path === undefined) throw new AmbiguousPathError('the path can be read in two ways');
+  return pathRules.some((rule) => matches(rule, path));
+}
+
+function everyHeader(wanted: Readonly<Record<string, string>>, has: (name: string, value: string) => boolean): boolean {
+  for (const name in wanted) if (!has(name, wanted[name]!)) return false;
+  return true;
+}
+
 /** Exact, or by prefix where the rule ends in a star. */
 function matches(rule: string, value: string): boolean {
   return rule.endsWith('*') ? value.startsWith(rule.slice(0, -1)) : value === rule;
 }
 
-function valuesOf(headers: HttpTarget['headers'], name: string): string[] {
-  const value = headers[name];
-  return value === undefined ? [] : Array.isArray(value) ? value : [value];
+function listOf(value: string | string[] | undefined): readonly string[] {
+  return value === undefined ? [] : typeof value === 'string' ? [value] : value;
 }

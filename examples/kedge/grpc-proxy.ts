@@ -1,26 +1,45 @@
-import type { IncomingHttpHeaders, ServerHttp2Stream } from 'node:http2';
+import type { IncomingHttpHeaders, OutgoingHttpHeaders, ServerHttp2Stream } from 'node:http2';
 import { endWith, joinStreams } from '../grpc-streams.ts';
 import { AdhocError, resolveAdhoc } from './adhoc.ts';
-import type { Backend, Line } from './backend.ts';
+import type { Gate } from './auth.ts';
+import type { Backend } from './backend.ts';
 import type { GrpcRoute } from './config.ts';
+import { DialError } from './dial.ts';
 import { routeGrpc, splitAuthority } from './director.ts';
-import { type Caller, isAllowed, towardsBackend, towardsClient } from './headers.ts';
+import { FullError, type GrpcLine } from './grpc-line.ts';
+import { type Head, towardsClient, trailersTowardsClient, valuesOf } from './headers.ts';
+import { isAllowed, type Peer } from './peer.ts';
 import { lookUp, type WireState } from './state.ts';
 
 /** gRPC status codes that a kedge gives (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md). */
-export const STATUS = {
-  invalidArgument: 3,
-  notFound: 5,
-  permissionDenied: 7,
-  unimplemented: 12,
-  unavailable: 14,
-  unauthenticated: 16,
+const STATUS = {
+  INVALID_ARGUMENT: 3,
+  NOT_FOUND: 5,
+  PERMISSION_DENIED: 7,
+  RESOURCE_EXHAUSTED: 8,
+  UNIMPLEMENTED: 12,
+  UNAVAILABLE: 14,
+  UNAUTHENTICATED: 16,
 } as const;
-const ADHOC_STATUS = {
-  INVALID_ARGUMENT: STATUS.invalidArgument,
-  NOT_FOUND: STATUS.notFound,
-  PERMISSION_DENIED: STATUS.permissionDenied,
-} as const;
+
+/** Why a call goes nowhere. */
+class Refusal extends Error {
+  readonly status: keyof typeof STATUS;
+
+  constructor(status: keyof typeof STATUS, message: string) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** One call as it came in. */
+export interface Call {
+  readonly path: string;
+  readonly authority: string;
+  readonly head: Head;
+  readonly rawHeaders: readonly string[];
+  readonly peer: Peer;
+}
 
 /** `application/grpc`, with a suffix or parameters, but not grpc-web, which is HTTP. */
 export function isGrpc(headers: IncomingHttpHeaders): boolean {
@@ -32,62 +51,82 @@ export function isGrpc(headers: IncomingHttpHeaders): boolean {
  * cancellation pass without being understood.
  */
 export class GrpcProxy {
-  private readonly state: () => WireState<GrpcRoute>;
-  private readonly stripProxyAuth: boolean;
+  private readonly state: () => WireState<GrpcRoute, GrpcLine>;
+  private readonly gate: Gate;
 
-  constructor(state: () => WireState<GrpcRoute>, stripProxyAuth: boolean) {
+  constructor(state: () => WireState<GrpcRoute, GrpcLine>, gate: Gate) {
     this.state = state;
-    this.stripProxyAuth = stripProxyAuth;
+    this.gate = gate;
   }
 
-  async handle(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, caller: Caller): Promise<void> {
-    const path = headers[':path'] ?? '';
-    const backend = await this.find(stream, headers, path, caller);
-    if (backend === undefined) return;
-    const use = async (line: Line) => {
-      if (line.is !== 'h2' || line.session.closed || line.session.destroyed) return false;
-      // A client that went away meanwhile wants nothing any more.
-      if (stream.destroyed) return true;
-      const upstream = line.session.request({
-        ...towardsBackend(headers, caller, this.stripProxyAuth),
-        ':method': 'POST',
-        ':path': path,
-        ':authority': caller.authority,
-        te: 'trailers',
+  async handle(stream: ServerHttp2Stream, call: Call): Promise<void> {
+    try {
+      if (!(await this.gate.admits(call.head.proxyAuthorization))) throw new Refusal('UNAUTHENTICATED', 'unauthorized');
+      const backend = await this.backendOf(call);
+      await backend.ready()?.catch(() => {
+        throw new Refusal('UNAVAILABLE', 'the backend has no address');
       });
-      joinStreams(stream, upstream, towardsClient);
-      return true;
-    };
-    await backend.dial('grpc', use).catch(() => endWith(stream, STATUS.unavailable, 'the backend cannot be reached'));
+      const { name } = call.peer;
+      if ((await backend.shares.take(name)) !== true)
+        throw new Refusal('RESOURCE_EXHAUSTED', 'this client has too many calls under way');
+      const release = () => backend.shares.release(name);
+      if (stream.closed) release();
+      else stream.once('close', release);
+      await this.send(stream, call, backend);
+    } catch (error) {
+      if (error instanceof Refusal) endWith(stream, STATUS[error.status], error.message);
+      else if (error instanceof AdhocError) endWith(stream, STATUS[error.grpc], error.message);
+      else throw error;
+    }
   }
 
-  private async find(
-    stream: ServerHttp2Stream,
-    metadata: IncomingHttpHeaders,
-    path: string,
-    caller: Caller,
-  ): Promise<Backend | undefined> {
-    const split = splitAuthority(caller.authority);
-    if (!/^\/[^/]+\/[^/]+$/.test(path) || split === undefined) {
-      endWith(stream, STATUS.invalidArgument, 'not a gRPC method, or an authority that is no host and port');
-      return undefined;
+  private async send(stream: ServerHttp2Stream, call: Call, backend: Backend<GrpcLine>): Promise<void> {
+    const headers: OutgoingHttpHeaders = valuesOf(call.head.headers);
+    Object.assign(headers, {
+      ':method': 'POST',
+      ':path': call.path,
+      ':authority': call.authority,
+      'x-forwarded-host': call.authority,
+      te: 'trailers',
+    });
+    const tried: GrpcLine[] = [];
+    let isFull = false;
+    for (;;) {
+      // A client that went away meanwhile wants nothing any more.
+      if (stream.closed || stream.destroyed) return;
+      const line = backend.next(tried);
+      if (line === undefined) {
+        if (isFull) throw new Refusal('RESOURCE_EXHAUSTED', 'the backend takes no more calls');
+        throw new Refusal('UNAVAILABLE', 'the backend cannot be reached');
+      }
+      tried.push(line);
+      try {
+        const upstream = await line.request(headers);
+        backend.connected(line);
+        joinStreams(stream, upstream, towardsClient, trailersTowardsClient);
+        return;
+      } catch (error) {
+        if (error instanceof FullError) isFull = true;
+        else if (error instanceof DialError) backend.setAside(line);
+        else throw new Refusal('INVALID_ARGUMENT', 'this cannot be sent to a backend');
+      }
     }
+  }
+
+  private async backendOf({ path, authority, rawHeaders, peer }: Call): Promise<Backend<GrpcLine>> {
+    const split = splitAuthority(authority);
+    if (!/^\/[^/]+\/[^/]+$/.test(path) || split === undefined)
+      throw new Refusal('INVALID_ARGUMENT', 'not a gRPC method, or an authority that is no host and port');
     const { host, port } = split;
     const { routes, adhocRules, backends, adhoc } = this.state();
+    const metadata = valuesOf(rawHeaders);
     const route = routeGrpc(routes, { method: path.slice(1), host, port: port ?? 0, metadata });
     if (route !== undefined) {
-      if (isAllowed(route.allowedClients, caller)) return backends.get(route.backendName);
-      endWith(stream, STATUS.permissionDenied, 'this client is not allowed');
-      return undefined;
+      if (isAllowed(route.allowedClients, peer)) return backends.get(route.backendName)!;
+      throw new Refusal('PERMISSION_DENIED', 'this client is not allowed');
     }
-    try {
-      const address = await resolveAdhoc(adhocRules, host, port, lookUp);
-      if (address !== undefined) return adhoc(address);
-      endWith(stream, STATUS.unimplemented, 'unknown route to service');
-    } catch (error) {
-      if (!(error instanceof AdhocError)) throw error;
-      endWith(stream, ADHOC_STATUS[error.grpc], error.message);
-    }
-    return undefined;
+    const address = await resolveAdhoc(adhocRules, host, port, lookUp);
+    if (address === undefined) throw new Refusal('UNIMPLEMENTED', 'unknown route to service');
+    return adhoc(address);
   }
 }

@@ -3,14 +3,13 @@ import type { TLSSocket } from 'node:tls';
 
 const PREFACE_MS = 5_000;
 const IDLE_MS = 120_000;
-const HEADERS_MS = 10_000;
-const CHECK_MS = 1_000;
-/** A PING frame (RFC 9113 §6.7): the one thing that an idle client may send for ever. */
-const PING_BYTES = 17;
+const CHECK_MS = 10_000;
+/** Checks that a PING may go unanswered beside open streams, whose data may stand before the answer on a slow line. */
+const PATIENCE = 6;
 
 /**
- * The timers that Node has for HTTP/1.1 only: a client that never says SETTINGS, is idle, or keeps sending without ever
- * beginning a request is closed.
+ * The timers that Node has for HTTP/1.1 only: a client that never says SETTINGS or is idle is closed, and so is one that
+ * sends, but cannot answer a PING meanwhile: a frame or a header block of it never ends (RFC 9113 §6.10).
  */
 export function guardSession(session: http2.ServerHttp2Session): void {
   const preface = setTimeout(() => session.destroy(), PREFACE_MS);
@@ -19,33 +18,31 @@ export function guardSession(session: http2.ServerHttp2Session): void {
 
   const socket = session.socket as TLSSocket;
   let open = 0;
-  let pings = 0;
-  let quietSince = performance.now();
   let bytes = 0;
-  const account = () => {
-    quietSince = performance.now();
-    bytes = read() - pings * PING_BYTES;
-  };
-  const read = () => (session.destroyed ? 0 : (socket.bytesRead ?? 0));
-  session.on('ping', () => {
-    pings += 1;
-  });
+  let unanswered = 0;
+  let isAsked = false;
   session.on('stream', (stream) => {
     open += 1;
     stream.once('close', () => {
       open -= 1;
-      account();
     });
   });
   const check = setInterval(() => {
-    if (open > 0 || read() - pings * PING_BYTES <= bytes) {
-      account();
+    if (session.destroyed) return;
+    if (isAsked) unanswered += 1;
+    if (unanswered >= (open === 0 ? 1 : PATIENCE)) {
+      session.destroy();
       return;
     }
-    if (performance.now() - quietSince < HEADERS_MS) return;
-    // Most likely HEADERS that never end; an honest client opens another connection.
-    session.close();
-    session.destroy();
+    const now = socket.bytesRead ?? 0;
+    if (isAsked || now === bytes) return;
+    bytes = now;
+    isAsked = session.ping(() => {
+      isAsked = false;
+      unanswered = 0;
+      // Its answer is no reason to ask again.
+      bytes = session.destroyed ? 0 : (socket.bytesRead ?? 0);
+    });
   }, CHECK_MS).unref();
   session.once('close', () => {
     clearTimeout(preface);

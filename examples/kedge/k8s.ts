@@ -11,9 +11,14 @@ export function watchEndpoints({ service, namespace, port }: NonNullable<Resolve
   const config = new KubeConfig();
   config.loadFromDefault();
   const slices = new Map<string, readonly Address[]>();
+  let all: readonly Address[] = [];
+  const changed = () => {
+    all = [...slices.values()].flat();
+  };
   const first = Promise.withResolvers<void>();
   let isClosed = false;
   let isFirst = true;
+  let hasAll = false;
   let abort: AbortController | undefined;
 
   const watch = async () => {
@@ -27,6 +32,7 @@ export function watchEndpoints({ service, namespace, port }: NonNullable<Resolve
       before.delete(name);
       if (type === 'DELETED') slices.delete(name);
       else if (type === 'ADDED' || type === 'MODIFIED') slices.set(name, readyOf(slice, port));
+      changed();
       if (isFirst) setTimeout(first.resolve, 50);
       isFirst = false;
     };
@@ -37,6 +43,8 @@ export function watchEndpoints({ service, namespace, port }: NonNullable<Resolve
       abort = await new Watch(config).watch(path, query, seen as never, again);
       setTimeout(() => {
         for (const name of before) slices.delete(name);
+        changed();
+        hasAll = true;
         first.resolve();
       }, RETRY_MS).unref();
     } catch {
@@ -54,8 +62,10 @@ export function watchEndpoints({ service, namespace, port }: NonNullable<Resolve
         );
       });
       await Promise.race([first.promise, late]).finally(() => clearTimeout(timer));
-      return [...slices.values()].flat();
+      hasAll = true;
+      return all;
     },
+    current: () => (hasAll ? all : undefined),
     close: () => {
       isClosed = true;
       abort?.abort();

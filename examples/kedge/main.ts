@@ -30,6 +30,7 @@ const FLAGS = {
   server_oidc_perms_claim: '',
   server_oidc_whitelist_perms: '',
   server_sigterm_timeout: 10,
+  server_http_max_header_bytes: 65_536,
   log_level: 'info',
   help: false,
 };
@@ -82,6 +83,7 @@ async function main(): Promise<void> {
       if (message.startsWith('configuration')) metrics.reloads.inc({ taken: String(!message.includes('refused')) });
       log(message);
     },
+    values.server_http_max_header_bytes,
   );
   const portOf = (port: number) => (port === -1 ? 0 : port);
   const kedge = await startKedge({
@@ -90,6 +92,7 @@ async function main(): Promise<void> {
     grpcPort: values.server_grpc_tls_port === 0 ? undefined : portOf(values.server_grpc_tls_port),
     certificates: certificates(),
     clientCertRequired,
+    maxHeaderBytes: values.server_http_max_header_bytes,
     state,
     gate,
     metrics,

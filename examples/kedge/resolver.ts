@@ -13,6 +13,8 @@ export interface Address {
 export interface Resolver {
   /** Rejects when there has never been an answer. */
   addresses(): Promise<readonly Address[]>;
+  /** The last answer, the same list while nothing changes; undefined where there is none yet. */
+  current(): readonly Address[] | undefined;
   close(): void;
 }
 
@@ -46,12 +48,14 @@ class Polled implements Resolver {
   }
 
   async addresses(): Promise<readonly Address[]> {
-    if (this.answer !== undefined) {
-      // Nobody waits for what is known: a new answer serves the next.
-      if (performance.now() >= this.expires) this.refresh().catch(() => {});
-      return this.answer.addresses;
-    }
-    return (await this.refresh()).addresses;
+    return this.current() ?? (await this.refresh()).addresses;
+  }
+
+  current(): readonly Address[] | undefined {
+    if (this.answer === undefined) return undefined;
+    // Nobody waits for what is known: a new answer serves the next.
+    if (performance.now() >= this.expires) this.refresh().catch(() => {});
+    return this.answer.addresses;
   }
 
   close(): void {}

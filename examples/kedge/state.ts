@@ -1,40 +1,50 @@
 import dns from 'node:dns/promises';
 import { unwatchFile, watchFile } from 'node:fs';
 import type { Source } from '../flags.ts';
-import { Backend } from './backend.ts';
-import { type AdhocRule, type BackendConfig, type Config, readConfig, type WireConfig } from './config.ts';
-import type { Address } from './resolver.ts';
+import { Backend, type Line } from './backend.ts';
+import {
+  type AdhocRule,
+  type BackendConfig,
+  type GrpcRoute,
+  type HttpRoute,
+  readConfig,
+  type WireConfig,
+} from './config.ts';
+import { type Dial, dialOf } from './dial.ts';
+import { GrpcLine } from './grpc-line.ts';
+import { HttpLine } from './http-line.ts';
+import { type Address, resolverOf } from './resolver.ts';
 
 /** What one wire routes by at the moment. */
-export interface WireState<Route> {
+export interface WireState<Route, L extends Line> {
   readonly routes: readonly Route[];
   readonly adhocRules: readonly AdhocRule[];
-  readonly backends: ReadonlyMap<string, Backend>;
+  readonly backends: ReadonlyMap<string, Backend<L>>;
   /** A backend that is one plain address. */
-  adhoc(address: Address): Backend;
+  adhoc(address: Address): Backend<L>;
 }
 
 const POLL_MS = 500;
-/** Backends that are no longer configured finish what they are at. */
-const RETIRE_MS = 60_000;
 const MAX_ADHOC = 1000;
 
 /** Routes and backends, as the files have them: a changed file takes effect without dropping a request. */
 export class State {
   private current!: {
-    readonly http: WireState<Config['http']['routes'][0]>;
-    readonly grpc: WireState<Config['grpc']['routes'][0]>;
+    readonly http: WireState<HttpRoute, HttpLine>;
+    readonly grpc: WireState<GrpcRoute, GrpcLine>;
   };
   private readonly sources: { readonly director: Source; readonly pool: Source };
-  /** By wire and configuration, so that what stays the same keeps its connections. */
-  private readonly backends = new Map<string, Backend>();
-  private readonly adhocs = new Map<string, Backend>();
+  private readonly wires: { readonly http: Backends<HttpLine>; readonly grpc: Backends<GrpcLine> };
   private readonly report: (message: string) => void;
 
-  /** Throws what is wrong with the files. */
-  constructor(director: Source, pool: Source, report: (message: string) => void) {
+  /** `maxHeaderBytes`: of a backend's answer. Throws what is wrong with the files. */
+  constructor(director: Source, pool: Source, report: (message: string) => void, maxHeaderBytes: number) {
     this.sources = { director, pool };
     this.report = report;
+    this.wires = {
+      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes)),
+      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls)),
+    };
     this.load();
     for (const { path } of [director, pool]) {
       // By polling, through symbolic links: Kubernetes swaps them.
@@ -47,7 +57,7 @@ export class State {
 
   close(): void {
     for (const { path } of Object.values(this.sources)) if (path !== undefined) unwatchFile(path);
-    for (const backend of [...this.backends.values(), ...this.adhocs.values()]) backend.close();
+    for (const backends of Object.values(this.wires)) backends.close();
   }
 
   private reload(): void {
@@ -62,51 +72,76 @@ export class State {
   private load(): void {
     const { director, pool } = this.sources;
     const config = readConfig({ file: director.name, text: director.read() }, { file: pool.name, text: pool.read() });
-    const used = new Set<string>();
-    this.current = {
-      http: this.wire('http', config.http, config.tls, used),
-      grpc: this.wire('grpc', config.grpc, config.tls, used),
-    };
-    for (const [key, backend] of this.backends) {
-      if (used.has(key)) continue;
-      this.backends.delete(key);
-      setTimeout(() => backend.close(), RETIRE_MS).unref();
-    }
-  }
-
-  private wire<Route>(
-    wire: 'http' | 'grpc',
-    { routes, adhocRules, backends }: WireConfig<Route>,
-    tls: ReadonlyMap<string, string>,
-    used: Set<string>,
-  ): WireState<Route> {
-    const named = new Map<string, Backend>();
-    for (const [name, config] of backends) {
-      const { security } = config;
+    for (const { name, security } of [...config.http.backends.values(), ...config.grpc.backends.values()])
       if (security?.insecureSkipVerify) this.report(`backend ${name}: its certificate is not verified`);
-      const key = `${wire} ${JSON.stringify(config)} ${tls.get(security?.configName ?? '')}`;
-      used.add(key);
-      const backend = this.backends.get(key) ?? new Backend(config, tls);
-      this.backends.set(key, backend);
-      named.set(name, backend);
-    }
-    return { routes, adhocRules, backends: named, adhoc: (address) => this.adhoc(wire, address) };
+    const { http, grpc } = this.wires;
+    // All are read before any is taken.
+    const dials = [dialsOf(config.http, config.tls), dialsOf(config.grpc, config.tls)] as const;
+    this.current = { http: http.take(config.http, dials[0]), grpc: grpc.take(config.grpc, dials[1]) };
+  }
+}
+
+type Open<L extends Line> = (address: Address, dial: Dial, isTls: boolean) => L;
+/** A backend's configuration, in one text, and how it is dialled. */
+type Dials = Map<string, { key: string; dial: Dial; config: BackendConfig }>;
+
+function dialsOf({ backends }: WireConfig<unknown>, tls: ReadonlyMap<string, string>): Dials {
+  const dials: Dials = new Map();
+  for (const [name, config] of backends) {
+    const key = `${JSON.stringify(config)} ${tls.get(config.security?.configName ?? '')}`;
+    dials.set(name, { key, dial: dialOf(config, tls), config });
+  }
+  return dials;
+}
+
+/** The backends of one wire: what stays the same keeps its connections, what is gone ends when its requests have. */
+class Backends<L extends Line> {
+  private readonly open: Open<L>;
+  private named = new Map<string, Backend<L>>();
+  private readonly adhocs = new Map<string, Backend<L>>();
+
+  constructor(open: Open<L>) {
+    this.open = open;
   }
 
-  private adhoc(wire: 'http' | 'grpc', { host, port }: Address): Backend {
-    const key = `${wire} ${host} ${port}`;
+  take<Route>({ routes, adhocRules }: WireConfig<Route>, dials: Dials): WireState<Route, L> {
+    const byKey = new Map<string, Backend<L>>();
+    const backends = new Map<string, Backend<L>>();
+    for (const [name, { key, dial, config }] of dials) {
+      const backend = this.named.get(key) ?? this.make(config, dial);
+      byKey.set(key, backend);
+      backends.set(name, backend);
+    }
+    for (const [key, backend] of this.named) if (!byKey.has(key)) backend.close();
+    this.named = byKey;
+    return { routes, adhocRules, backends, adhoc: (address) => this.adhoc(address) };
+  }
+
+  close(): void {
+    for (const backend of [...this.named.values(), ...this.adhocs.values()]) backend.close();
+  }
+
+  private make(config: BackendConfig, dial: Dial): Backend<L> {
+    const isTls = config.security !== undefined;
+    return new Backend(config.name, resolverOf(config), (address) => this.open(address, dial, isTls));
+  }
+
+  private adhoc({ host, port }: Address): Backend<L> {
+    const key = `${host} ${port}`;
     let backend = this.adhocs.get(key);
     if (backend === undefined) {
       const none = { srv: undefined, k8s: undefined, security: undefined };
       const config: BackendConfig = { name: 'adhoc', host: { dnsName: host, port }, ...none };
-      backend = new Backend(config, new Map());
-      this.adhocs.set(key, backend);
+      backend = this.make(config, dialOf(config, new Map()));
       const [oldest] = this.adhocs;
-      if (this.adhocs.size > MAX_ADHOC && oldest !== undefined) {
+      if (this.adhocs.size >= MAX_ADHOC && oldest !== undefined) {
         this.adhocs.delete(oldest[0]);
-        setTimeout(() => oldest[1].close(), RETIRE_MS).unref();
+        oldest[1].close();
       }
     }
+    // The one that was used longest ago is the first to go.
+    this.adhocs.delete(key);
+    this.adhocs.set(key, backend);
     return backend;
   }
 }

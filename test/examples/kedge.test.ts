@@ -104,7 +104,7 @@ for (const protocol of ['h2', 'h1'] as const) {
         ['http://nobody.us1/', 502, 'no-route'],
         ['http://orders.us1/', 502, 'no-route'],
         ['http://gone.us1/', 502, 'no-connection-to-all-resolved-addresses'],
-        [`${ORDERS}/before`, 502, 'backend-transport-closed'],
+        [`${ORDERS}/before`, 502, 'transport-unknown-error'],
       ];
       for (const [url, status, type] of errors) {
         const { statusCode, headers, body } = await undici.request(url, { dispatcher });

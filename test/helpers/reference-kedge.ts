@@ -50,6 +50,8 @@ async function certificates(): Promise<Certificates> {
 
 const source = (name: string, value: object) => ({ name, path: undefined, read: () => JSON.stringify(value) });
 
+const MAX_HEADER_BYTES = 65_536;
+
 /** The reference kedge in this process. */
 export async function startReferenceKedge(t: TestContext, files: Files): Promise<ReferenceKedge> {
   const all = await certificates();
@@ -58,8 +60,9 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
     port: 0,
     certificates: { cert: all.server.cert, key: all.server.key, clientCas: [all.ca] },
     clientCertRequired: true,
+    maxHeaderBytes: MAX_HEADER_BYTES,
     gate: files.bearerToken === undefined || files.bearerToken === '' ? openGate : bearerGate(files.bearerToken),
-    state: new State(source('director', files.director), source('pool', files.backendPool), () => {}),
+    state: new State(source('director', files.director), source('pool', files.backendPool), () => {}, MAX_HEADER_BYTES),
     metrics: new Metrics(),
   });
   t.after(() => kedge.close(0));

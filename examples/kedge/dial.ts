@@ -1,0 +1,47 @@
+import { readFileSync } from 'node:fs';
+import net from 'node:net';
+import tls from 'node:tls';
+import type { BackendConfig } from './config.ts';
+import type { Address } from './resolver.ts';
+
+/** How long TCP and TLS may take together, in ms. */
+export const DIAL_MS = 5_000;
+
+/** The address could not be dialled, so nothing was sent to it. */
+export class DialError extends Error {}
+
+/** Opens connections to the addresses of one backend, in the clear or with its TLS. */
+export type Dial = (address: Address, alpn: readonly string[]) => Promise<net.Socket>;
+
+/** `caFiles`: by the name of a TLS configuration; throws when a file cannot be read. */
+export function dialOf({ security, host, srv, k8s }: BackendConfig, caFiles: ReadonlyMap<string, string>): Dial {
+  if (security === undefined) return (address) => connected(net.connect({ ...address }), 'connect');
+  // The name in the certificate is that of the configuration, whatever address it resolves to.
+  const servername = host?.dnsName ?? srv?.dnsName ?? `${k8s!.service}.${k8s!.namespace}.svc`;
+  const caFile = caFiles.get(security.configName) ?? '';
+  const options: tls.ConnectionOptions = {
+    servername: net.isIP(servername) === 0 ? servername : '',
+    checkServerIdentity: (_host, certificate) => tls.checkServerIdentity(servername, certificate),
+    rejectUnauthorized: !security.insecureSkipVerify,
+    secureContext: tls.createSecureContext(caFile === '' ? {} : { ca: readFileSync(caFile) }),
+  };
+  return (address, alpn) =>
+    connected(tls.connect({ ...options, ...address, ALPNProtocols: [...alpn] }), 'secureConnect');
+}
+
+function connected(socket: net.Socket, event: string): Promise<net.Socket> {
+  return new Promise((resolve, reject) => {
+    const late = setTimeout(() => socket.destroy(new Error(`not connected within ${DIAL_MS} ms`)), DIAL_MS);
+    const failed = (cause?: Error) => {
+      clearTimeout(late);
+      reject(new DialError('the address cannot be dialled', { cause }));
+    };
+    socket.once('error', failed);
+    socket.once('close', failed);
+    socket.once(event, () => {
+      clearTimeout(late);
+      socket.off('error', failed).off('close', failed);
+      resolve(socket.setNoDelay(true));
+    });
+  });
+}

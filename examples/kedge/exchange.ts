@@ -1,0 +1,246 @@
+import type http from 'node:http';
+import type { IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http';
+import { constants, type ServerHttp2Stream } from 'node:http2';
+import { Readable, type Writable } from 'node:stream';
+import { type Head, trailersTowardsClient } from './headers.ts';
+import type { Peer } from './peer.ts';
+
+/** The original's error types, for `X-Kedge-Error-Type`. */
+export type ErrorType =
+  | 'unauthorized'
+  | 'no-route'
+  | 'unknown-route-error'
+  | 'no-backend'
+  | 'no-resolution-available'
+  | 'no-connection-to-all-resolved-addresses'
+  | 'transport-unknown-error';
+
+/** How the length of an answer's body is known: there is none, it is in the head, or it ends when it ends. */
+export type Framing = 'none' | 'length' | 'open';
+
+/** One request and its answer, over HTTP/1.1 or HTTP/2. */
+export abstract class Exchange {
+  readonly method: string;
+  /** The request target: a path, or an absolute URL from a client that takes us for a forward proxy. */
+  readonly url: string;
+  /** `Host` or `:authority`. */
+  readonly authority: string;
+  readonly head: Head;
+  readonly rawHeaders: readonly string[];
+  readonly peer: Peer;
+  /** Called once when the client went away before the answer was whole. */
+  onGone: (() => void) | undefined;
+  protected readonly sink: Writable;
+  /** The whole answer was given. */
+  isEnded = false;
+  private isClosed = false;
+
+  constructor(
+    sink: Writable,
+    peer: Peer,
+    head: Head,
+    rawHeaders: readonly string[],
+    line: { method: string; url: string; authority: string },
+  ) {
+    this.sink = sink;
+    this.peer = peer;
+    this.head = head;
+    this.rawHeaders = rawHeaders;
+    this.method = line.method;
+    this.url = line.url;
+    this.authority = line.authority;
+    sink.once('close', () => {
+      this.isClosed = true;
+      if (!this.isEnded) this.onGone?.();
+    });
+  }
+
+  /** The client went away, or was answered. */
+  get isGone(): boolean {
+    return this.isClosed || this.sink.destroyed;
+  }
+
+  abstract get isAnswered(): boolean;
+
+  /** The body, as a stream of its own; undefined when there is none. */
+  abstract body(): Readable | undefined;
+
+  /** Sends the head of the answer; throws when it cannot be sent. */
+  abstract respond(status: number, headers: OutgoingHttpHeaders, framing: Framing): void;
+
+  /** 103 Early Hints, where the client's protocol has them. */
+  abstract hint(headers: OutgoingHttpHeaders): void;
+
+  /** Cuts the answer short, so that nobody takes it for whole. */
+  abstract abort(): void;
+
+  /** Drops a body that nobody reads. */
+  protected abstract discard(): void;
+
+  /** False when `resume` will be called before there should be more. */
+  write(chunk: Buffer, resume: () => void): boolean {
+    if (this.sink.write(chunk)) return true;
+    this.sink.once('drain', resume);
+    return false;
+  }
+
+  end(chunk: Buffer | undefined, _trailers?: IncomingHttpHeaders): void {
+    this.isEnded = true;
+    this.sink.end(chunk);
+  }
+
+  /** An answer of the kedge's own. The text is ours, so it tells nothing of backends. */
+  refuse(status: number, type: ErrorType, message: string, backendName?: string): void {
+    if (this.isGone || this.isAnswered) return;
+    const text = Buffer.from(`kedge: ${message}\n`);
+    const headers: OutgoingHttpHeaders = {
+      'content-type': 'text/plain',
+      'content-length': text.length,
+      'x-kedge-error': message,
+      'x-kedge-error-type': type,
+    };
+    if (backendName !== undefined) headers['x-kedge-backend-name'] = backendName;
+    this.discard();
+    this.respond(status, headers, 'length');
+    this.end(text);
+  }
+}
+
+export class H1Exchange extends Exchange {
+  private readonly request: http.IncomingMessage;
+  private readonly response: http.ServerResponse;
+
+  constructor(request: http.IncomingMessage, response: http.ServerResponse, peer: Peer, head: Head) {
+    super(response, peer, head, request.rawHeaders, {
+      method: request.method!,
+      url: request.url!,
+      authority: head.host ?? '',
+    });
+    this.request = request;
+    this.response = response;
+  }
+
+  get isAnswered(): boolean {
+    return this.response.headersSent;
+  }
+
+  body(): Readable | undefined {
+    return this.head.hasBody ? new Body(this.request, () => this.request.complete) : undefined;
+  }
+
+  respond(status: number, headers: OutgoingHttpHeaders): void {
+    this.response.writeHead(status, headers);
+  }
+
+  override end(chunk: Buffer | undefined, trailers?: IncomingHttpHeaders): void {
+    if (trailers !== undefined) this.response.addTrailers(trailersTowardsClient(trailers) as http.OutgoingHttpHeaders);
+    super.end(chunk);
+  }
+
+  hint(headers: OutgoingHttpHeaders): void {
+    this.response.writeEarlyHints(headers as Record<string, string>);
+  }
+
+  abort(): void {
+    this.request.socket.destroy();
+  }
+
+  protected discard(): void {
+    this.request.resume();
+  }
+}
+
+export class H2Exchange extends Exchange {
+  private readonly stream: ServerHttp2Stream;
+  private readonly hasBody: boolean;
+  private trailers: IncomingHttpHeaders = {};
+
+  constructor(
+    stream: ServerHttp2Stream,
+    peer: Peer,
+    head: Head,
+    rawHeaders: readonly string[],
+    line: { method: string; url: string; authority: string },
+    hasBody: boolean,
+  ) {
+    super(stream, peer, head, rawHeaders, line);
+    this.stream = stream;
+    this.hasBody = hasBody;
+  }
+
+  get isAnswered(): boolean {
+    return this.stream.headersSent;
+  }
+
+  override get isGone(): boolean {
+    return super.isGone || this.stream.closed;
+  }
+
+  body(): Readable | undefined {
+    const { stream } = this;
+    if (!this.hasBody) return undefined;
+    if (this.head.expects && !this.isGone) stream.additionalHeaders({ ':status': 100 });
+    // Node ends what was reset as if it were whole.
+    return new Body(stream, () => !stream.aborted && stream.rstCode === constants.NGHTTP2_NO_ERROR);
+  }
+
+  respond(status: number, headers: OutgoingHttpHeaders, framing: Framing): void {
+    headers[':status'] = status;
+    this.stream.respond(headers, { endStream: framing === 'none', waitForTrailers: framing === 'open' });
+    if (framing === 'open') this.stream.once('wantTrailers', () => this.sendTrailers());
+  }
+
+  override end(chunk: Buffer | undefined, trailers?: IncomingHttpHeaders): void {
+    if (trailers !== undefined) this.trailers = trailers;
+    super.end(chunk);
+  }
+
+  hint(headers: OutgoingHttpHeaders): void {
+    if (!this.isGone) this.stream.additionalHeaders({ ':status': 103, ...headers });
+  }
+
+  abort(): void {
+    this.stream.close(constants.NGHTTP2_INTERNAL_ERROR);
+  }
+
+  protected discard(): void {
+    this.stream.resume();
+  }
+
+  private sendTrailers(): void {
+    if (!this.isGone) this.stream.sendTrailers(trailersTowardsClient(this.trailers));
+  }
+}
+
+/**
+ * What a client sends, as a stream of its own: whoever ends it early ends neither the client's connection nor its answer, and
+ * what still comes is dropped. What breaks off ends with an error: nobody must take it for whole.
+ */
+class Body extends Readable {
+  private readonly source: Readable;
+
+  constructor(source: Readable, isWhole: () => boolean) {
+    super();
+    this.source = source;
+    source.on('data', (chunk: Buffer) => {
+      if (!this.destroyed && !this.push(chunk)) source.pause();
+    });
+    source.once('end', () => {
+      if (isWhole()) this.push(null);
+      else this.destroy(new Error('the body breaks off'));
+    });
+    source.once('close', () => {
+      if (!this.readableEnded && !isWhole()) this.destroy(new Error('the body breaks off'));
+    });
+    source.pause();
+  }
+
+  override _read(): void {
+    this.source.resume();
+  }
+
+  override _destroy(error: Error | null, callback: (error: Error | null) => void): void {
+    this.source.resume();
+    callback(error);
+  }
+}

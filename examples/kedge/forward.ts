@@ -1,0 +1,151 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import type { Duplex, Readable } from 'node:stream';
+import type { Dispatcher } from 'undici';
+import type { Backend } from './backend.ts';
+import type { Exchange } from './exchange.ts';
+import { towardsClient } from './headers.ts';
+import type { HttpLine } from './http-line.ts';
+import type { Join } from './http-proxy.ts';
+
+/** Errors of undici that are about the request, which therefore was not sent. */
+const REQUEST_ERRORS = new Set(['UND_ERR_INVALID_ARG', 'UND_ERR_NOT_SUPPORTED', 'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH']);
+
+/** One request on its way: to an address of the backend, or to the next one when that cannot be dialled, and the answer back. */
+export class Forward implements Dispatcher.DispatchHandler {
+  private readonly exchange: Exchange;
+  private readonly backend: Backend<HttpLine>;
+  private readonly options: Dispatcher.DispatchOptions;
+  private readonly join: Join | undefined;
+  private readonly tried: HttpLine[] = [];
+  private controller: Dispatcher.DispatchController | undefined;
+  /** Bytes of the answer that are still to come; NaN: nobody said. */
+  private left = Number.NaN;
+  private isOver = false;
+
+  /** `join` is given the backend's connection when it agrees to an upgrade. */
+  constructor(exchange: Exchange, backend: Backend<HttpLine>, path: string, join?: Join) {
+    this.exchange = exchange;
+    this.backend = backend;
+    this.join = join;
+    const { headers } = exchange.head;
+    headers.push('x-forwarded-host', exchange.authority, 'host', exchange.authority);
+    this.options = {
+      path,
+      method: exchange.method,
+      headers,
+      body: exchange.body() ?? null,
+      upgrade: join === undefined ? null : 'websocket',
+    };
+  }
+
+  start(): void {
+    this.exchange.onGone = () => {
+      if (this.controller !== undefined) this.controller.abort(new Error('the client went away'));
+    };
+    if (this.exchange.isGone) this.over();
+    else this.tryNext();
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.controller = controller;
+    this.backend.connected(this.tried.at(-1)!);
+    if (this.exchange.isGone) controller.abort(new Error('the client went away'));
+  }
+
+  onResponseStart(_controller: Dispatcher.DispatchController, status: number, received: IncomingHttpHeaders): void {
+    const { exchange } = this;
+    if (status < 200) {
+      if (status < 102) throw new Error(`status ${status} was not asked for`);
+      if (status === 103) this.hint(received);
+      return;
+    }
+    if (status > 599) throw new Error(`there is no status ${status}`);
+    const headers = towardsClient(received);
+    headers['x-kedge-backend-name'] = this.backend.name;
+    const isEmpty = exchange.method === 'HEAD' || status === 204 || status === 304;
+    const length = received['content-length'];
+    if (!isEmpty && length !== undefined) this.left = Number(length);
+    exchange.respond(status, headers, isEmpty || this.left === 0 ? 'none' : length === undefined ? 'open' : 'length');
+  }
+
+  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    const { exchange } = this;
+    this.left -= chunk.length;
+    if (this.left === 0) {
+      // Its last byte is its end: a length leaves no room for trailers (RFC 9112 §7.1.2).
+      exchange.end(chunk);
+      return;
+    }
+    if (!exchange.write(chunk, () => controller.resume())) controller.pause();
+  }
+
+  onResponseEnd(_controller: Dispatcher.DispatchController, trailers: IncomingHttpHeaders): void {
+    if (Number.isNaN(this.left)) this.exchange.end(undefined, trailers);
+    else if (!this.exchange.isEnded) this.exchange.end(undefined);
+    this.over();
+  }
+
+  onRequestUpgrade(
+    _controller: Dispatcher.DispatchController,
+    _status: number,
+    headers: IncomingHttpHeaders,
+    socket: Duplex,
+  ): void {
+    socket.once('close', () => this.over());
+    if (headers.upgrade?.toLowerCase() === 'websocket') this.join!(socket, headers);
+    else {
+      socket.destroy();
+      this.refuse();
+    }
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
+    const { exchange, backend } = this;
+    const { code } = error as NodeJS.ErrnoException;
+    if (this.controller === undefined && !REQUEST_ERRORS.has(code ?? '')) {
+      // Nothing was sent.
+      backend.setAside(this.tried.at(-1)!);
+      if (exchange.isGone) this.over();
+      else this.tryNext();
+      return;
+    }
+    if (exchange.isAnswered) {
+      if (!exchange.isEnded) exchange.abort();
+    } else if (REQUEST_ERRORS.has(code ?? '')) exchange.refuse(400, 'no-route', 'this cannot be sent to a backend');
+    else if (code === 'UND_ERR_HEADERS_TIMEOUT')
+      exchange.refuse(504, 'transport-unknown-error', 'the backend did not answer in time', backend.name);
+    else this.refuse();
+    this.over();
+  }
+
+  private refuse(): void {
+    this.exchange.refuse(502, 'transport-unknown-error', 'the backend gave no valid answer', this.backend.name);
+  }
+
+  private tryNext(): void {
+    const line = this.backend.next(this.tried);
+    if (line === undefined) {
+      const type = 'no-connection-to-all-resolved-addresses';
+      this.exchange.refuse(502, type, 'the backend cannot be reached', this.backend.name);
+      this.over();
+      return;
+    }
+    this.tried.push(line);
+    line.dispatch(this.options, this);
+  }
+
+  private hint(received: IncomingHttpHeaders): void {
+    try {
+      this.exchange.hint(towardsClient(received));
+    } catch {
+      // A hint that cannot be passed on is none (RFC 8297 §2): the answer is still to come.
+    }
+  }
+
+  private over(): void {
+    if (this.isOver) return;
+    this.isOver = true;
+    (this.options.body as Readable | null)?.destroy();
+    this.backend.shares.release(this.exchange.peer.name);
+  }
+}
