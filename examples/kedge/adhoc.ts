@@ -19,8 +19,11 @@ export type Resolve = (name: string) => Promise<readonly string[]>;
 /** This machine, its link, and what clouds answer secrets at: never meant by a rule that does not say so. */
 const DENIED: readonly [string, number][] = [
   ['0.0.0.0', 8],
+  ['100.100.100.200', 32],
   ['127.0.0.0', 8],
+  ['168.63.129.16', 32],
   ['169.254.0.0', 16],
+  ['192.0.0.192', 32],
   ['224.0.0.0', 4],
   ['240.0.0.0', 4],
   ['::', 128],
@@ -28,6 +31,7 @@ const DENIED: readonly [string, number][] = [
   ['fe80::', 10],
   ['ff00::', 8],
   ['fd00:ec2::254', 128],
+  ['fd20:ce::254', 128],
 ];
 const denied = listOf(DENIED.map(([address, bits]) => `${address}/${bits}`));
 
@@ -87,7 +91,12 @@ function has(list: BlockList, address: string): boolean {
   return list.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4');
 }
 
-/** An IPv4 address that is written as IPv6 (RFC 4291 §2.5.5.2) is that IPv4 address. */
+/** An IPv4 address that is written as IPv6 (RFC 4291 §2.5.5.2), or that NAT64 leads to (RFC 6052), is that IPv4 address. */
 function unmapped(address: string): string {
-  return /^::ffff:([0-9]+\.[0-9]+\.[0-9]+\.[0-9]+)$/i.exec(address)?.[1] ?? address;
+  if (isIP(address) !== 6) return address;
+  const found = /^(?:::ffff:|64:ff9b::)(?:([0-9.]+)|(?:([0-9a-f]+):)?([0-9a-f]+))$/i.exec(address);
+  if (found === null || address === '64:ff9b::') return address;
+  if (found[1] !== undefined) return found[1];
+  const [high, low] = [Number.parseInt(found[2] ?? '0', 16), Number.parseInt(found[3]!, 16)];
+  return [high >> 8, high & 255, low >> 8, low & 255].join('.');
 }

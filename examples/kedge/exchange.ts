@@ -200,7 +200,8 @@ export class H2Exchange extends Exchange {
   }
 
   abort(): void {
-    this.stream.close(constants.NGHTTP2_INTERNAL_ERROR);
+    // Not `close()`, which ends what was begun before it resets.
+    this.stream.destroy(new Error('the answer breaks off'));
   }
 
   protected discard(): void {

@@ -23,7 +23,7 @@ export function serveH1(proxy: HttpProxy, metrics: Metrics, maxHeaderSize: numbe
     response.once('close', () => metrics.count('http/1.1', response.statusCode));
     const peer = peers.get(request.socket)!;
     const head = readHead(request.rawHeaders, peer);
-    if (head === undefined || (join !== undefined && head.hasBody)) {
+    if (head === undefined || request.httpVersionMajor !== 1 || (join !== undefined && head.hasBody)) {
       response.writeHead(400, { connection: 'close' }).end();
       return;
     }

@@ -69,6 +69,14 @@ describe('an adhoc rule', () => {
       'fd00:ec2::254',
       '224.0.0.1',
       '255.255.255.255',
+      '100.100.100.200',
+      '168.63.129.16',
+      '192.0.0.192',
+      'fd20:ce::254',
+      '64:ff9b::a9fe:a9fe',
+      '64:ff9b::7f00:1',
+      '64:ff9b::169.254.169.254',
+      '::ffff:7f00:1',
     ]) {
       await assert.rejects(to([address]), { http: 403, grpc: 'PERMISSION_DENIED' }, address);
     }
