@@ -15,11 +15,18 @@ const HOP_BY_HOP = new Set([
 
 /** Leaves out pseudo headers, hop-by-hop headers, those that `Connection` names, and what `keep` does not want. */
 export function endToEnd(headers: IncomingHttpHeaders, keep: (name: string) => boolean): OutgoingHttpHeaders {
-  const named = new Set((headers.connection ?? '').toLowerCase().split(/\s*,\s*/));
+  const { connection } = headers;
+  // Most often it names nothing.
+  const named =
+    connection === undefined || connection === 'keep-alive' || connection === 'close'
+      ? undefined
+      : new Set(connection.toLowerCase().split(/\s*,\s*/));
   const result: OutgoingHttpHeaders = {};
-  for (const [name, value] of Object.entries(headers)) {
-    if (name.startsWith(':') || HOP_BY_HOP.has(name) || named.has(name) || !keep(name)) continue;
-    if (value !== undefined) result[name] = value;
+  for (const name in headers) {
+    const value = headers[name];
+    if (value === undefined || name.startsWith(':') || HOP_BY_HOP.has(name) || named?.has(name) || !keep(name))
+      continue;
+    result[name] = value;
   }
   return result;
 }

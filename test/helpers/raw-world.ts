@@ -31,6 +31,7 @@ export interface RawWorld {
 }
 
 const BYSTANDER_MS = 8_000;
+const LARGE = Buffer.alloc(500_000, 'l');
 
 export async function rawWorld(t: TestContext): Promise<RawWorld> {
   const seen: string[] = [];
@@ -59,7 +60,7 @@ export async function rawWorld(t: TestContext): Promise<RawWorld> {
     if (url === '/endless') {
       const timer = setInterval(() => response.write('more'), 20);
       response.on('close', () => clearInterval(timer));
-    } else if (url === '/large') response.end(Buffer.alloc(3_000_000, 'l'));
+    } else if (url === '/large') response.end(LARGE);
     else if (url.startsWith('/early')) response.end('early');
     else if (url === '/whole') request.on('end', () => response.end('whole'));
     else response.end(String(request.headers['x-nonce'] ?? 'none'));
