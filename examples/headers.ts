@@ -24,7 +24,14 @@ export function endToEnd(headers: IncomingHttpHeaders, keep: (name: string) => b
   const result: OutgoingHttpHeaders = {};
   for (const name in headers) {
     const value = headers[name];
-    if (value === undefined || name.startsWith(':') || HOP_BY_HOP.has(name) || named?.has(name) || !keep(name))
+    if (
+      value === undefined ||
+      name === '__proto__' ||
+      name.startsWith(':') ||
+      HOP_BY_HOP.has(name) ||
+      named?.has(name) ||
+      !keep(name)
+    )
       continue;
     result[name] = value;
   }

@@ -1,17 +1,6 @@
 import { BlockList, isIP } from 'node:net';
 import type { AdhocRule } from './config.ts';
-
-/** Why an adhoc rule did not lead anywhere: the status over HTTP, and the code over gRPC. */
-export class AdhocError extends Error {
-  readonly http: number;
-  readonly grpc: 'INVALID_ARGUMENT' | 'NOT_FOUND' | 'PERMISSION_DENIED';
-
-  constructor(http: number, grpc: AdhocError['grpc'], message: string) {
-    super(message);
-    this.http = http;
-    this.grpc = grpc;
-  }
-}
+import { type GRPC_STATUS, Refusal } from './refusal.ts';
 
 /** All addresses of a name; rejects when there is none. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
@@ -52,18 +41,17 @@ export async function resolveAdhoc(
   const chosen = port ?? rule.port.default;
   const { allowed, allowedRanges } = rule.port;
   const isAllowed = allowed.includes(chosen) || allowedRanges.some(({ from, to }) => from <= chosen && chosen <= to);
-  if (!isAllowed) throw new AdhocError(400, 'INVALID_ARGUMENT', `adhoc: port ${chosen} is not allowed`);
+  if (!isAllowed) throw refused(400, 'INVALID_ARGUMENT', `adhoc: port ${chosen} is not allowed`);
   const name = replaced(rule, host);
   let addresses: readonly string[];
   try {
     addresses = await resolve(name);
   } catch {
-    throw new AdhocError(502, 'NOT_FOUND', `adhoc: cannot resolve ${name}`);
+    throw refused(502, 'NOT_FOUND', `adhoc: cannot resolve ${name}`);
   }
   const own = rule.allowCidrs.length === 0 ? undefined : listOf(rule.allowCidrs);
   const address = addresses.map(unmapped).find((each) => (own === undefined ? !has(denied, each) : has(own, each)));
-  if (address === undefined)
-    throw new AdhocError(403, 'PERMISSION_DENIED', `adhoc: the address of ${name} is not allowed`);
+  if (address === undefined) throw refused(403, 'PERMISSION_DENIED', `adhoc: the address of ${name} is not allowed`);
   return { host: address, port: chosen };
 }
 
@@ -71,8 +59,12 @@ function replaced({ dnsNameReplace }: AdhocRule, host: string): string {
   if (dnsNameReplace === undefined) return host;
   const { pattern, substitution } = dnsNameReplace;
   if (pattern === '' || !host.includes(pattern))
-    throw new AdhocError(502, 'NOT_FOUND', `adhoc: ${host} does not hold ${pattern}`);
+    throw refused(502, 'NOT_FOUND', `adhoc: ${host} does not hold ${pattern}`);
   return host.replaceAll(pattern, substitution);
+}
+
+function refused(http: number, grpc: keyof typeof GRPC_STATUS, message: string): Refusal {
+  return new Refusal(http, 'unknown-route-error', grpc, message);
 }
 
 /** `a.b.c.d/n` or `v6/n`; what cannot be read throws. */

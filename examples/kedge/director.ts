@@ -1,5 +1,6 @@
 import type { GrpcRoute, HttpRoute } from './config.ts';
 import { decodedPath } from './path.ts';
+import { Refusal } from './refusal.ts';
 
 type Values = Readonly<Record<string, string | string[] | undefined>>;
 
@@ -26,10 +27,10 @@ export interface GrpcTarget {
   metadata: Values;
 }
 
-/** A route has rules for paths, and this path could be read in two ways. */
-export class AmbiguousPathError extends Error {}
-
-/** The first route that matches; undefined: unknown route. Throws {@link AmbiguousPathError}. */
+/**
+ * The first route that matches; undefined: unknown route. Throws a {@link Refusal} where a route has rules for
+ * paths and this path could be read in two ways.
+ */
 export function routeHttp(routes: readonly HttpRoute[], target: HttpTarget): HttpRoute | undefined {
   for (const route of routes) {
     if (
@@ -68,7 +69,7 @@ export function splitAuthority(authority: string): { host: string; port: number 
 function matchesPath({ pathRules }: HttpRoute, target: string): boolean {
   if (pathRules.length === 0) return true;
   const path = decodedPath(target);
-  if (path === undefined) throw new AmbiguousPathError('the path can be read in two ways');
+  if (path === undefined) throw new Refusal(400, 'no-route', 'INVALID_ARGUMENT', 'the path can be read in two ways');
   return pathRules.some((rule) => matches(rule, path));
 }
 

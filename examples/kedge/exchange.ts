@@ -4,16 +4,7 @@ import { constants, type ServerHttp2Stream } from 'node:http2';
 import { Readable, type Writable } from 'node:stream';
 import { type Head, trailersTowardsClient } from './headers.ts';
 import type { Peer } from './peer.ts';
-
-/** The original's error types, for `X-Kedge-Error-Type`. */
-export type ErrorType =
-  | 'unauthorized'
-  | 'no-route'
-  | 'unknown-route-error'
-  | 'no-backend'
-  | 'no-resolution-available'
-  | 'no-connection-to-all-resolved-addresses'
-  | 'transport-unknown-error';
+import type { Refusal } from './refusal.ts';
 
 /** How the length of an answer's body is known: there is none, it is in the head, or it ends when it ends. */
 export type Framing = 'none' | 'length' | 'open';
@@ -89,8 +80,8 @@ export abstract class Exchange {
     this.sink.end(chunk);
   }
 
-  /** An answer of the kedge's own. The text is ours, so it tells nothing of backends. */
-  refuse(status: number, type: ErrorType, message: string, backendName?: string): void {
+  /** An answer of the kedge's own. */
+  refuse({ http, type, message, backendName }: Refusal): void {
     if (this.isGone || this.isAnswered) return;
     const text = Buffer.from(`kedge: ${message}\n`);
     const headers: OutgoingHttpHeaders = {
@@ -101,7 +92,7 @@ export abstract class Exchange {
     };
     if (backendName !== undefined) headers['x-kedge-backend-name'] = backendName;
     this.discard();
-    this.respond(status, headers, 'length');
+    this.respond(http, headers, 'length');
     this.end(text);
   }
 }

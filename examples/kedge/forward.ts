@@ -6,6 +6,7 @@ import type { Exchange } from './exchange.ts';
 import { towardsClient } from './headers.ts';
 import type { HttpLine } from './http-line.ts';
 import type { Join } from './http-proxy.ts';
+import { type ErrorType, Refusal } from './refusal.ts';
 
 /** Errors of undici that are about the request, which therefore was not sent. */
 const REQUEST_ERRORS = new Set(['UND_ERR_INVALID_ARG', 'UND_ERR_NOT_SUPPORTED', 'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH']);
@@ -95,7 +96,7 @@ export class Forward implements Dispatcher.DispatchHandler {
     if (headers.upgrade?.toLowerCase() === 'websocket') this.join!(socket, headers);
     else {
       socket.destroy();
-      this.refuse();
+      this.refuse(502, 'the backend gave no valid answer');
     }
   }
 
@@ -111,22 +112,20 @@ export class Forward implements Dispatcher.DispatchHandler {
     }
     if (exchange.isAnswered) {
       if (!exchange.isEnded) exchange.abort();
-    } else if (REQUEST_ERRORS.has(code ?? '')) exchange.refuse(400, 'no-route', 'this cannot be sent to a backend');
-    else if (code === 'UND_ERR_HEADERS_TIMEOUT')
-      exchange.refuse(504, 'transport-unknown-error', 'the backend did not answer in time', backend.name);
-    else this.refuse();
+    } else if (REQUEST_ERRORS.has(code ?? '')) this.refuse(400, 'this cannot be sent to a backend');
+    else if (code === 'UND_ERR_HEADERS_TIMEOUT') this.refuse(504, 'the backend did not answer in time');
+    else this.refuse(502, 'the backend gave no valid answer');
     this.over();
   }
 
-  private refuse(): void {
-    this.exchange.refuse(502, 'transport-unknown-error', 'the backend gave no valid answer', this.backend.name);
+  private refuse(status: number, message: string, type: ErrorType = 'transport-unknown-error'): void {
+    this.exchange.refuse(new Refusal(status, type, 'UNAVAILABLE', message, this.backend.name));
   }
 
   private tryNext(): void {
     const line = this.backend.next(this.tried);
     if (line === undefined) {
-      const type = 'no-connection-to-all-resolved-addresses';
-      this.exchange.refuse(502, type, 'the backend cannot be reached', this.backend.name);
+      this.refuse(502, 'the backend cannot be reached', 'no-connection-to-all-resolved-addresses');
       this.over();
       return;
     }

@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
-import { AdhocError, resolveAdhoc } from '../../examples/kedge/adhoc.ts';
+import { resolveAdhoc } from '../../examples/kedge/adhoc.ts';
 import { readConfig } from '../../examples/kedge/config.ts';
 import { splitAuthority } from '../../examples/kedge/director.ts';
+import { Refusal } from '../../examples/kedge/refusal.ts';
 
 interface Vectors {
   adhoc_rules: object[];
@@ -30,7 +31,7 @@ async function outcome(host: string): Promise<{ address: string } | { http: numb
     if (found === undefined) return { http: 502, grpc: 'UNIMPLEMENTED', message: 'unknown route to service' };
     return { address: `${found.host}:${found.port}` };
   } catch (error) {
-    assert.ok(error instanceof AdhocError, String(error));
+    assert.ok(error instanceof Refusal, String(error));
     return { http: error.http, grpc: error.grpc, message: error.message };
   }
 }

@@ -63,7 +63,7 @@ async function startChain(t: TestContext, flags: readonly string[] = []): Promis
     request.pipe(response.setHeader('x-seen', JSON.stringify({ ...request.headers, url: request.url })));
   });
   backend.on('upgrade', (_request, socket) => {
-    socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n');
+    socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n');
     socket.pipe(socket);
   });
   backend.listen(0, '127.0.0.1');
@@ -229,7 +229,7 @@ describe('winch', () => {
       return out;
     };
     const upgraded = await send(
-      'GET http://orders.us1.test/ HTTP/1.1\r\nhost: orders.us1.test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\nping',
+      'GET http://orders.us1.test/ HTTP/1.1\r\nhost: orders.us1.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nping',
       /ping/,
     );
     assert.match(upgraded, /^HTTP\/1\.1 101 [\s\S]*\r\n\r\nping$/);

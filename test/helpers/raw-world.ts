@@ -175,7 +175,7 @@ export async function rawWorld(t: TestContext): Promise<RawWorld> {
   const identity = pem({ cert, key, ca: processes.ca });
   const bystanders = (['h1', 'h2'] as const).map((protocol) => {
     const route = { kedge: `https://127.0.0.1:${kedge.ready.port}` };
-    const dialer = createDialer({ mapper: single(route), identity, http: { protocol } });
+    const dialer = createDialer({ mapper: single(route), identity, http: { protocol, pingIntervalMs: 5_000 } });
     t.after(() => dialer.destroy());
     return bystander(dialer);
   });

@@ -1,0 +1,35 @@
+import { resolveAdhoc } from './adhoc.ts';
+import type { Backend, Line } from './backend.ts';
+import { isAllowed, type Peer } from './peer.ts';
+import { Refusal } from './refusal.ts';
+import { lookUp, type WireState } from './state.ts';
+
+/**
+ * The backend of a route, or of an adhoc rule where there is none, with its addresses known and one request of the peer's
+ * share taken: `shares.release()` gives it back. Rejects with a {@link Refusal}. It waits for nothing that is there.
+ */
+export async function admit<Route extends { backendName: string; allowedClients: string[] }, L extends Line>(
+  { adhocRules, backends, adhoc }: WireState<Route, L>,
+  route: Route | undefined,
+  { host, port }: { host: string; port: number | undefined },
+  peer: Peer,
+): Promise<Backend<L>> {
+  let backend: Backend<L>;
+  if (route === undefined) {
+    const address = await resolveAdhoc(adhocRules, host, port, lookUp);
+    if (address === undefined) throw new Refusal(502, 'no-route', 'UNIMPLEMENTED', 'unknown route to service');
+    backend = adhoc(address);
+  } else if (isAllowed(route.allowedClients, peer)) backend = backends.get(route.backendName)!;
+  else throw new Refusal(403, 'unauthorized', 'PERMISSION_DENIED', 'this client is not allowed');
+
+  const { name, shares } = backend;
+  const unresolved = backend.ready();
+  if (unresolved !== undefined)
+    await unresolved.catch(() => {
+      throw new Refusal(502, 'no-resolution-available', 'UNAVAILABLE', 'the backend has no address', name);
+    });
+  const isTaken = shares.take(peer.name);
+  if (isTaken === true || (await isTaken)) return backend;
+  const text = 'this client has too many requests under way';
+  throw new Refusal(503, 'transport-unknown-error', 'RESOURCE_EXHAUSTED', text, name);
+}

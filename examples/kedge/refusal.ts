@@ -1,0 +1,44 @@
+/** The original's error types, for `X-Kedge-Error-Type`. */
+export type ErrorType =
+  | 'unauthorized'
+  | 'no-route'
+  | 'unknown-route-error'
+  | 'no-backend'
+  | 'no-resolution-available'
+  | 'no-connection-to-all-resolved-addresses'
+  | 'transport-unknown-error';
+
+/** Status codes of gRPC that a kedge gives (https://github.com/grpc/grpc/blob/master/doc/statuscodes.md). */
+export const GRPC_STATUS = {
+  INVALID_ARGUMENT: 3,
+  NOT_FOUND: 5,
+  PERMISSION_DENIED: 7,
+  RESOURCE_EXHAUSTED: 8,
+  UNIMPLEMENTED: 12,
+  UNAVAILABLE: 14,
+  UNAUTHENTICATED: 16,
+} as const;
+
+/** Why a request goes nowhere, over HTTP and over gRPC. The text is the kedge's own: it tells nothing of backends. */
+export class Refusal extends Error {
+  readonly http: number;
+  readonly type: ErrorType;
+  readonly grpc: keyof typeof GRPC_STATUS;
+  readonly backendName: string | undefined;
+
+  constructor(
+    http: number,
+    type: ErrorType,
+    grpc: keyof typeof GRPC_STATUS,
+    message: string,
+    backendName?: string | undefined,
+  ) {
+    super(message);
+    this.http = http;
+    this.type = type;
+    this.grpc = grpc;
+    this.backendName = backendName;
+  }
+}
+
+export const unauthorized = () => new Refusal(401, 'unauthorized', 'UNAUTHENTICATED', 'unauthorized');
