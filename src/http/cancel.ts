@@ -10,6 +10,9 @@ type Close = ClientHttp2Stream['close'];
  * kedge's window holds that rest back, the reset is never sent, and the next WINDOW_UPDATE makes nghttp2 ask a destroyed
  * stream for its data, for ever: the process hangs. With CANCEL (RFC 9113 §7), which is what an abort means, the reset
  * goes out at once.
+ *
+ * Node also ends the writing side before it resets, and sends that end: what there was of the body would arrive as a whole
+ * one, and a PUT that was given up as half an object.
  */
 export function closeAsCancelled(socket: Socket): void {
   watchStreams(socket, (stream) => {
@@ -18,6 +21,7 @@ export function closeAsCancelled(socket: Socket): void {
 }
 
 function close(this: ClientHttp2Stream, code = constants.NGHTTP2_CANCEL, callback?: Parameters<Close>[1]): void {
+  this.end = () => this;
   const inherited: Close = Object.getPrototypeOf(this).close;
   inherited.call(this, code, callback);
 }

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { constants, type Http2ServerRequest } from 'node:http2';
+import { Readable } from 'node:stream';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as undici from 'undici';
@@ -121,6 +122,54 @@ describe('an aborted upload', () => {
     assert.deepEqual(codes, Array(10).fill(constants.NGHTTP2_CANCEL));
     assert.equal(kedge.handshakes, 1);
   });
+});
+
+describe('an upload that ends half-way', () => {
+  for (const protocol of ['h2', 'h1'] as const) {
+    it(`never looks whole to the kedge (${protocol})`, async (t) => {
+      const whole: string[] = [];
+      const cut: string[] = [];
+      const kedge = await startKedge(t, {
+        handler: (request, response) => {
+          let body = '';
+          request.on('error', () => {});
+          request.on('data', (chunk) => {
+            body += chunk;
+          });
+          request.on('aborted', () => cut.push(body));
+          request.on('end', () => {
+            // Node ends the reading side of a stream that was reset, too, but says first that it was aborted.
+            if (!request.aborted) whole.push(body);
+          });
+          if (request.url === '/early') {
+            response.statusCode = 413;
+            (response as NodeJS.WritableStream).write('too large');
+          }
+        },
+      });
+      const dispatcher: undici.Dispatcher = kedge.dialer({ http: { protocol } }).dispatcher;
+      const failing = async function* () {
+        yield 'part';
+        await sleep(30);
+        throw new Error('the disk is gone');
+      };
+      const endless = async function* () {
+        yield 'part';
+        await new Promise(() => {});
+      };
+      const put = (path: string, body: AsyncIterable<string>, signal: AbortSignal | null = null) =>
+        undici.request(TARGET + path, { dispatcher, method: 'PUT', body: Readable.from(body), signal });
+      await assert.rejects(put('broken', failing()), /the disk is gone/);
+      await assert.rejects(put('timeout', endless(), AbortSignal.timeout(30)), { name: 'TimeoutError' });
+      const init = { dispatcher, method: 'PUT', duplex: 'half' as const, signal: AbortSignal.timeout(30) };
+      await assert.rejects(undici.fetch(`${TARGET}fetch`, { ...init, body: endless() as never }));
+      const { statusCode, body } = await put('early', endless());
+      assert.equal(statusCode, 413);
+      body.destroy();
+      await sleep(50);
+      assert.deepEqual([whole, cut], [[], ['part', 'part', 'part', 'part']]);
+    });
+  }
 });
 
 describe('close()', () => {
