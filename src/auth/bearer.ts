@@ -1,3 +1,4 @@
+import { abandon } from '../abandon.ts';
 import { debug } from '../debug.ts';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
@@ -60,15 +61,25 @@ export class Bearer {
    * not the token's fault cannot make every call fetch a new one. Returns whether asking again may help.
    */
   invalidate(header: string | undefined): boolean {
-    if (header === undefined || this.source.invalidate === undefined || header === this.refused) return false;
-    this.refused = header;
-    if (header === this.lastHeader) this.lastToken = undefined;
-    this.source.invalidate();
-    return true;
+    if (header === undefined || this.source.invalidate === undefined) return false;
+    try {
+      const ready = this.source.peek();
+      // Many calls are refused with one token: the first had it replaced, and the others are not to undo that.
+      if (ready !== undefined && `Bearer ${ready}` !== header) return true;
+      if (header === this.refused) return this.lastToken === undefined || header !== this.lastHeader;
+      this.refused = header;
+      if (header === this.lastHeader) this.lastToken = undefined;
+      abandon(this.source.invalidate());
+      return true;
+    } catch (error) {
+      debug.auth('%s', this.fail('the source cannot forget a refused token', error).message);
+      return false;
+    }
   }
 
   private header(token: unknown): string {
     if (typeof token !== 'string' || !TOKEN.test(token)) {
+      abandon(token);
       const reason = 'what the source gave is not a token: 1 to 16384 visible ASCII characters without spaces';
       throw new KedgeError('ERR_KEDGE_TOKEN', 'token', `token source ${this.source.name}: ${reason}`);
     }

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { debug } from '../debug.ts';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
@@ -23,14 +24,28 @@ const REFRESH_AT = 0.8;
 const JITTER = 0.05;
 /** After a failed fetch: the error is given to all who ask for a moment, and the background waits longer each time, in ms. */
 const COOL_MS = 250;
+const BACKOFF_MS = 1000;
 const MAX_BACKOFF_MS = 30_000;
+/** How far our clock may be ahead of the provider's, in ms: what was fetched just now is not expired. */
+const LEEWAY_MS = 60_000;
 
+/** One fetch, and those who wait for it. */
 interface Flight {
-  readonly promise: Promise<string>;
   readonly abort: AbortController;
-  /** Calls that wait for it; a background refresh waits for itself. */
+  /** Calls that wait for it; a background refresh waits for itself. Nobody joins again when the last has left. */
   waiting: number;
+  promise: Promise<string>;
 }
+
+/** Which fetches this code runs for: a source's own request must not wait for its token. */
+interface Fetching {
+  readonly source: object;
+  readonly outer: Fetching | undefined;
+  over: boolean;
+}
+
+const fetching = new AsyncLocalStorage<Fetching>();
+let fetches = 0;
 
 /**
  * A token source of what `fetchToken` gives: one fetch however many calls wait, refreshed at 80% of its life while calls
@@ -49,13 +64,14 @@ export function cachedToken(
   return new CachedToken(name, fetchToken, deadlineMs);
 }
 
+/** Tokens end by the wall clock, as they say; pauses are measured, because that clock may be set. */
 class CachedToken implements TokenSource {
   readonly name: string;
   private readonly fetchToken: (signal: AbortSignal) => Promise<FetchedToken>;
   private readonly deadlineMs: number;
   private current: string | undefined;
   private expires = 0;
-  private refreshes = 0;
+  private refreshAt = 0;
   private flight: Flight | undefined;
   private failures = 0;
   private failure: KedgeError | undefined;
@@ -69,13 +85,8 @@ class CachedToken implements TokenSource {
   }
 
   peek(): string | undefined {
-    if (this.current === undefined) return undefined;
-    const now = Date.now();
-    if (now >= this.expires) {
-      this.current = undefined;
-      return undefined;
-    }
-    if (now >= this.refreshes && this.flight === undefined) this.refresh();
+    if (this.current === undefined || Date.now() >= this.expires) return undefined;
+    if (performance.now() >= this.refreshAt && this.flight === undefined) this.take().waiting += 1;
     return this.current;
   }
 
@@ -83,8 +94,10 @@ class CachedToken implements TokenSource {
     signal?.throwIfAborted();
     const ready = this.peek();
     if (ready !== undefined) return ready;
-    if (this.flight === undefined && Date.now() < this.coolUntil) throw this.failure;
-    const flight = this.flight ?? this.take();
+    this.refuseLoop();
+    if (this.flight === undefined && performance.now() < this.coolUntil) throw this.failure;
+    // One that everybody has left is over, though it may not have heard of it yet.
+    const flight = this.flight?.abort.signal.aborted === false ? this.flight : this.take();
     flight.waiting += 1;
     const { promise: aborted, reject } = Promise.withResolvers<never>();
     const leave = () => reject(signal!.reason);
@@ -106,23 +119,10 @@ class CachedToken implements TokenSource {
     this.flight = undefined;
   }
 
-  private refresh(): void {
-    const flight = this.take();
-    flight.waiting += 1;
-    flight.promise.then(
-      () => {},
-      () => {
-        // The next try comes later each time, but well before what we have runs out.
-        const backoff = Math.min(1000 * 2 ** (this.failures - 1), MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
-        this.refreshes = Date.now() + backoff;
-      },
-    );
-  }
-
   private take(): Flight {
-    const abort = new AbortController();
-    const flight: Flight = { promise: this.fetch(abort), abort, waiting: 0 };
+    const flight = { abort: new AbortController(), waiting: 0 } as Flight;
     this.flight = flight;
+    flight.promise = this.fetch(flight);
     const over = () => {
       if (this.flight === flight) this.flight = undefined;
     };
@@ -130,29 +130,43 @@ class CachedToken implements TokenSource {
     return flight;
   }
 
-  private async fetch(abort: AbortController): Promise<string> {
+  private async fetch(flight: Flight): Promise<string> {
     debug.auth('%s: fetching a token', this.name);
-    const late = this.error(`no token within ${this.deadlineMs} ms`);
+    const { signal } = flight.abort;
     const { promise: stopped, reject } = Promise.withResolvers<never>();
-    abort.signal.addEventListener('abort', () => reject(abort.signal.reason), { once: true });
-    const timer = setTimeout(() => abort.abort(late), this.deadlineMs);
-    const isCurrent = () => this.flight === undefined || this.flight.abort === abort;
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    const late = () => flight.abort.abort(this.error(`no token within ${this.deadlineMs} ms`));
+    const timer = setTimeout(late, this.deadlineMs);
+    const scope: Fetching = { source: this, outer: fetching.getStore(), over: false };
+    fetches += 1;
     try {
       // A source that throws before its first await is a source that fails.
-      const fetched = await Promise.race([Promise.resolve(abort.signal).then(this.fetchToken), stopped]);
-      const { token, expiresAt } = this.checked(fetched);
-      this.failures = 0;
-      if (isCurrent()) this.keep(token, expiresAt);
+      const begun = fetching.run(scope, () => Promise.resolve(signal).then(this.fetchToken));
+      const { token, expiresAt } = this.checked(await Promise.race([begun, stopped]));
+      if (this.flight === flight) this.keep(token, expiresAt);
       return token;
     } catch (cause) {
       const error = this.error('the source failed', cause);
-      this.failures += 1;
-      this.failure = error;
-      if (isCurrent() && !(abort.signal.aborted && abort.signal.reason !== late)) this.coolUntil = Date.now() + COOL_MS;
       debug.auth('%s', error.message);
+      // What nobody waits for was given up; it did not fail.
+      if (this.flight === flight && flight.waiting > 0) this.pause(error);
       throw error;
     } finally {
       clearTimeout(timer);
+      scope.over = true;
+      fetches -= 1;
+      // On Node 22 a storage that was used once makes every promise of the process slower.
+      if (fetches === 0) fetching.disable();
+    }
+  }
+
+  /** By a mapper that knows every name, say, the provider is asked through a kedge that wants the provider's token. */
+  private refuseLoop(): void {
+    for (let at = fetching.getStore(); at !== undefined; at = at.outer) {
+      if (at.source !== this || at.over) continue;
+      throw this.error(
+        'its own request for a token goes by a route that needs this token: leave the provider unmapped',
+      );
     }
   }
 
@@ -162,17 +176,29 @@ class CachedToken implements TokenSource {
     if (expiresAt !== undefined && !(expiresAt instanceof Date && Number.isFinite(expiresAt.getTime()))) {
       throw this.error('the `expiresAt` that the source gave is not a Date');
     }
-    if (expiresAt !== undefined && expiresAt.getTime() <= Date.now())
-      throw this.error('the source gave an expired token');
+    if (expiresAt !== undefined && expiresAt.getTime() + LEEWAY_MS <= Date.now())
+      throw this.error('the source gave a token that has expired, or the clock is wrong');
     return { token, expiresAt };
   }
 
   private keep(token: string, expiresAt: Date | undefined): void {
+    const now = Date.now();
+    const ends = expiresAt?.getTime() ?? Number.POSITIVE_INFINITY;
+    this.failures = 0;
     this.current = token;
-    this.expires = expiresAt?.getTime() ?? Number.POSITIVE_INFINITY;
-    const life = this.expires - Date.now();
+    this.expires = ends > now ? ends : ends + LEEWAY_MS;
     // With jitter, so that many pods do not ask together.
-    this.refreshes = expiresAt === undefined ? this.expires : Date.now() + life * (REFRESH_AT - Math.random() * JITTER);
+    this.refreshAt = performance.now() + (this.expires - now) * (REFRESH_AT - Math.random() * JITTER);
+  }
+
+  private pause(error: KedgeError): void {
+    const now = performance.now();
+    this.failure = error;
+    this.coolUntil = now + COOL_MS;
+    // The next try comes later each time, but well before what we have runs out.
+    const backoff = Math.min(BACKOFF_MS * 2 ** this.failures, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
+    this.refreshAt = now + backoff;
+    this.failures += 1;
   }
 
   private error(reason: string, cause?: unknown): KedgeError {

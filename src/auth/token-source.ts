@@ -26,12 +26,23 @@ export function isTokenSource(value: unknown): value is TokenSource {
 }
 
 /**
- * A failure of a token source. Of a foreign cause only its kind is kept: its message may quote what was read.
+ * A failure of a token source. Of a foreign cause only its kind is kept: its message may quote what was read. One of ours
+ * shows no secret; a token source that calls through a dialer may fail by it.
  */
 export function tokenError(name: string, reason: string, cause?: unknown): KedgeError {
-  if (isKedgeError(cause)) return cause;
+  const own = ownError(cause);
+  // It says which source failed. The target that it may speak of is the provider, not the caller's.
+  if (own?.stage === 'token') return own.target === undefined ? own : new KedgeError(own.code, 'token', own.reason);
   const code = codeOf(cause);
   const shown = /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
-  const kind = cause instanceof Error ? ` (${cause.name}${shown})` : '';
-  return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${name}: ${reason}${kind}`);
+  const kind = own !== undefined ? ` (${own.message})` : cause instanceof Error ? ` (${cause.name}${shown})` : '';
+  const context = own === undefined ? {} : { cause: own };
+  return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${name}: ${reason}${kind}`, context);
+}
+
+function ownError(cause: unknown): KedgeError | undefined {
+  for (let at = cause, depth = 0; at instanceof Error && depth < 8; at = at.cause, depth += 1) {
+    if (isKedgeError(at)) return at;
+  }
+  return undefined;
 }
