@@ -21,7 +21,10 @@ export interface OidcTokenOptions extends CachedTokenOptions {
    */
   grant?: 'client_credentials' | 'refresh_token';
   refreshToken?: string;
-  /** Keeps the latest refresh token, readable by its owner only, for the next process. */
+  /**
+   * Keeps the latest refresh token, readable by its owner only, for the next process. What is in it is newer than
+   * `refreshToken`.
+   */
   cacheFile?: string;
   /**
    * Sends somebody to `authorizationUrl`, and gives the URL at which the provider sends them back. Called when there is no
@@ -62,7 +65,13 @@ class OidcClient {
   private readonly options: OidcTokenOptions;
   private discovered: oidc.Configuration | undefined;
   private refreshToken: string | undefined;
-  private loggingIn: Promise<oidc.TokenEndpointResponse> | undefined;
+  /** What the file held when we last looked: another one was left by another process, and is newer. */
+  private kept: string | undefined;
+  /** The provider does not take them any more, though one may still be in the file. */
+  private readonly refused = new Set<string>();
+  /** Settles, and never fails, when the last grant that was begun is over. */
+  private granting: Promise<unknown> = Promise.resolve();
+  private loggingIn: Promise<FetchedToken> | undefined;
 
   constructor(name: string, options: OidcTokenOptions) {
     this.name = name;
@@ -75,7 +84,7 @@ class OidcClient {
     try {
       const config = await this.configuration(client, signal);
       return this.options.grant === 'refresh_token'
-        ? await this.forSomebody(client, config)
+        ? await this.forSomebody(client, config, signal)
         : this.chosen(await client.clientCredentialsGrant(config, this.parameters()));
     } catch (error) {
       signal.throwIfAborted();
@@ -83,31 +92,63 @@ class OidcClient {
     }
   }
 
-  private async forSomebody(client: typeof oidc, config: oidc.Configuration): Promise<FetchedToken> {
-    const { cacheFile, login } = this.options;
-    const known = this.refreshToken ?? (cacheFile === undefined ? undefined : await readRefreshToken(cacheFile));
-    if (known !== undefined) {
-      try {
-        return await this.took(await client.refreshTokenGrant(config, known, this.parameters()), known);
-      } catch (error) {
-        if (errorCode(error) !== 'invalid_grant') throw error;
-        this.refreshToken = undefined;
-        if (login === undefined) throw tokenError(this.name, 'the provider refused the refresh token: invalid_grant');
-      }
+  private async forSomebody(
+    client: typeof oidc,
+    config: oidc.Configuration,
+    signal: AbortSignal,
+  ): Promise<FetchedToken> {
+    // One after the other: a refresh token that is used twice, by a grant that nobody waits for any more and by the next
+    // one, is taken for stolen, and the provider revokes the log-in (RFC 9700 §4.14.2).
+    const granted = this.granting.then(() => this.refresh(client, config, signal));
+    this.granting = granted.catch(() => {});
+    const refreshed = await granted;
+    if (refreshed !== undefined) return refreshed;
+    const { login } = this.options;
+    if (login === undefined) {
+      const reason =
+        this.refused.size > 0
+          ? 'the provider refused the refresh token: invalid_grant'
+          : 'there is no refresh token, and no `login`';
+      throw tokenError(this.name, reason);
     }
-    if (login === undefined) throw tokenError(this.name, 'there is no refresh token, and no `login`');
     // Whoever logs in takes longer than a call waits: the next call finds them still at it, or done.
     this.loggingIn ??= this.logIn(client, config, login).finally(() => {
       this.loggingIn = undefined;
     });
-    return this.took(await this.loggingIn, undefined);
+    return this.loggingIn;
+  }
+
+  /** Undefined: there is no refresh token that the provider takes. */
+  private async refresh(
+    client: typeof oidc,
+    config: oidc.Configuration,
+    signal: AbortSignal,
+  ): Promise<FetchedToken | undefined> {
+    for (let known = this.known(); known !== undefined; known = this.known()) {
+      signal.throwIfAborted();
+      try {
+        return await this.took(await client.refreshTokenGrant(config, known, this.parameters()), known);
+      } catch (error) {
+        if (errorCode(error) !== 'invalid_grant') throw error;
+        this.refused.add(known);
+      }
+    }
+    return undefined;
+  }
+
+  private known(): string | undefined {
+    const { cacheFile } = this.options;
+    const kept = cacheFile === undefined ? undefined : readRefreshToken(cacheFile);
+    const candidates = kept === this.kept ? [this.refreshToken, kept] : [kept, this.refreshToken];
+    this.kept = kept;
+    return candidates.find((each) => each !== undefined && !this.refused.has(each));
   }
 
   private async logIn(
     client: typeof oidc,
     config: oidc.Configuration,
     login: NonNullable<OidcTokenOptions['login']>,
-  ): Promise<oidc.TokenEndpointResponse> {
+  ): Promise<FetchedToken> {
     const [pkceCodeVerifier, expectedState, expectedNonce] = [
       client.randomPKCECodeVerifier(),
       client.randomState(),
@@ -123,17 +164,22 @@ class OidcClient {
       // Without it providers give no refresh token to those who log in (OpenID Connect Core §11).
       ...(this.scopes('openid').includes('offline_access') ? { prompt: 'consent' } : {}),
     });
-    const back = await login(url, AbortSignal.timeout(LOGIN_MS));
+    const signal = AbortSignal.timeout(LOGIN_MS);
+    const { promise: tooLate, reject } = Promise.withResolvers<never>();
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    // One who never comes back must not keep the next from being asked.
+    const back = await Promise.race([login(url, signal), tooLate]);
     const checks = { pkceCodeVerifier, expectedState, expectedNonce };
-    return client.authorizationCodeGrant(config, back, checks, this.parameters(false));
+    return this.took(await client.authorizationCodeGrant(config, back, checks, this.parameters(false)), undefined);
   }
 
   /** Keeps a rotated refresh token before anything else can go wrong. */
   private async took(answer: oidc.TokenEndpointResponse, sent: string | undefined): Promise<FetchedToken> {
     this.refreshToken = answer.refresh_token ?? sent;
     const { cacheFile } = this.options;
-    if (cacheFile !== undefined && this.refreshToken !== undefined && this.refreshToken !== sent) {
-      await writeRefreshToken(cacheFile, this.refreshToken);
+    this.refused.clear();
+    if (cacheFile !== undefined && this.refreshToken !== undefined && this.refreshToken !== this.kept) {
+      if (await writeRefreshToken(cacheFile, this.refreshToken)) this.kept = this.refreshToken;
     }
     return this.chosen(answer);
   }
@@ -144,7 +190,8 @@ class OidcClient {
       use === 'access_token' ? answer.access_token : (answer.id_token ?? (use ? undefined : answer.access_token));
     if (token === undefined) throw tokenError(this.name, 'the provider gave no id token');
     const life = answer.expires_in === undefined ? undefined : new Date(Date.now() + answer.expires_in * 1000);
-    return { token, expiresAt: expiryOf(token) ?? life };
+    // How long it lasts is told for the access token, and does not depend on our clock.
+    return { token, expiresAt: token === answer.access_token ? (life ?? expiryOf(token)) : (expiryOf(token) ?? life) };
   }
 
   private async configuration(client: typeof oidc, signal: AbortSignal): Promise<oidc.Configuration> {

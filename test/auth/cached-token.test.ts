@@ -265,7 +265,12 @@ describe('a refused token', () => {
   });
 
   it('harms nothing where the source cannot forget it', async (t) => {
-    const kedge = await startKedge(t, { handler: (_request, response) => response.writeHead(407).end() });
+    const kedge = await startKedge(t, {
+      handler: (_request, response) => {
+        response.statusCode = 407;
+        response.end();
+      },
+    });
     const failing = {
       throws: () => {
         throw new Error('EROFS');

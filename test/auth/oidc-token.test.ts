@@ -4,6 +4,7 @@ import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { decodeJwt } from 'jose';
 import { Provider } from 'oidc-provider';
 import { Bearer } from '../../src/auth/bearer.ts';
@@ -17,6 +18,8 @@ interface TestProvider {
   readonly issuer: string;
   /** Requests to the token endpoint. */
   tokenRequests: number;
+  /** How long its answers take when it has done its work. */
+  slowMs: number;
   /** Answers in place of the provider. */
   intercept: ((response: http.ServerResponse) => void) | undefined;
   close(): Promise<void>;
@@ -27,6 +30,13 @@ async function startProvider(t: TestContext, refreshLifeSeconds = 3600): Promise
   let handle: http.RequestListener = () => {};
   const server = http.createServer((request, response) => {
     if (request.url === '/token') provider.tokenRequests += 1;
+    if (provider.slowMs > 0) {
+      const end = response.end.bind(response) as (...args: unknown[]) => http.ServerResponse;
+      response.end = ((...args: unknown[]) => {
+        setTimeout(end, provider.slowMs, ...args);
+        return response;
+      }) as never;
+    }
     if (provider.intercept !== undefined) provider.intercept(response);
     else handle(request, response);
   });
@@ -70,7 +80,7 @@ async function startProvider(t: TestContext, refreshLifeSeconds = 3600): Promise
     if (server.listening) await new Promise((resolve) => server.close(resolve));
   };
   t.after(close);
-  const provider: TestProvider = { issuer, tokenRequests: 0, intercept: undefined, close };
+  const provider: TestProvider = { issuer, tokenRequests: 0, slowMs: 0, intercept: undefined, close };
   return provider;
 }
 
@@ -196,6 +206,89 @@ describe('oidcToken', () => {
     const { login, ...without } = options;
     await unavailable(oidcToken(without), /no refresh token, and no `login`/);
     await unavailable(oidcToken({ ...without, refreshToken: 'revoked' }), /refused the refresh token: invalid_grant/);
+  });
+
+  const laptop = (provider: TestProvider) => {
+    const seen = { logins: 0 };
+    const options: OidcTokenOptions = {
+      issuer: provider.issuer,
+      clientId: 'laptop',
+      clientSecret: 'client-secret',
+      grant: 'refresh_token',
+      scopes: ['openid', 'offline_access'],
+      redirectUri: REDIRECT,
+      login: (url) => {
+        seen.logins += 1;
+        return browse(url);
+      },
+    };
+    return { options, seen };
+  };
+
+  it('uses no refresh token twice: neither while it is being used nor when its answer came too late', async (t) => {
+    const provider = await startProvider(t);
+    const { options, seen } = laptop(provider);
+    const source = oidcToken(options);
+    await source.token();
+    provider.slowMs = 150;
+    // Refused while it is refreshed, several times: each grant waits for the one before it.
+    const tokens: Promise<string>[] = [];
+    for (let i = 0; i < 4; i += 1) {
+      source.invalidate!();
+      tokens.push(source.token());
+      await sleep(30);
+    }
+    for (const token of await Promise.all(tokens)) assert.equal(decodeJwt(token).sub, 'ada');
+    assert.equal(seen.logins, 1, 'the provider revoked nothing');
+    // The provider has rotated it, and answers later than anybody waits.
+    const abort = new AbortController();
+    for (let i = 0; i < 3; i += 1) {
+      source.invalidate!();
+      const waiting = source.token(abort.signal);
+      await sleep(20);
+      if (i === 2) abort.abort(new Error('gone'));
+      waiting.catch(() => {});
+    }
+    assert.equal(decodeJwt(await source.token()).sub, 'ada');
+    assert.equal(seen.logins, 1);
+  });
+
+  it('waits for an answer that missed its deadline before it asks again', async (t) => {
+    const provider = await startProvider(t);
+    const { options, seen } = laptop(provider);
+    const cacheFile = join(await tempDir(t), 'refresh.json');
+    await oidcToken({ ...options, cacheFile }).token();
+    const source = oidcToken({ ...options, cacheFile, deadlineMs: 400 });
+    await source.token();
+    provider.slowMs = 600;
+    source.invalidate!();
+    await assert.rejects(source.token(), /no token within 400 ms/);
+    provider.slowMs = 0;
+    source.invalidate!();
+    assert.equal(decodeJwt(await source.token()).sub, 'ada');
+    assert.equal(seen.logins, 1);
+  });
+
+  it('takes what another process left in the file for newer than what it has itself', async (t) => {
+    const provider = await startProvider(t);
+    const { options, seen } = laptop(provider);
+    const cacheFile = join(await tempDir(t), 'refresh.json');
+    const [one, two] = [oidcToken({ ...options, cacheFile }), oidcToken({ ...options, cacheFile })];
+    await one.token();
+    const { refresh_token: first } = JSON.parse(await readFile(cacheFile, 'utf8')) as { refresh_token: string };
+    for (const source of [two, one, two, one]) {
+      source.invalidate!();
+      assert.equal(decodeJwt(await source.token()).sub, 'ada');
+    }
+    // A process that is started with the one it was once configured with.
+    assert.equal(decodeJwt(await oidcToken({ ...options, refreshToken: first, cacheFile }).token()).sub, 'ada');
+    assert.equal(seen.logins, 1);
+    // A file that cannot be written costs nothing while the process lives.
+    const nowhere = oidcToken({ ...options, cacheFile: join(cacheFile, 'file-in-a-file') });
+    await nowhere.token();
+    nowhere.invalidate!();
+    assert.equal(decodeJwt(await nowhere.token()).sub, 'ada');
+    assert.equal(seen.logins, 2);
   });
 
   it('refuses options that cannot work', () => {
