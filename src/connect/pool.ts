@@ -1,19 +1,28 @@
 import http2, { type ClientHttp2Session, type ClientHttp2Stream } from 'node:http2';
-import { KedgeError } from '../errors.ts';
+import type { Socket } from 'node:net';
+import { KedgeError, type KedgeErrorCode } from '../errors.ts';
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { Kedge } from '../kedge/kedge.ts';
+import { keepAlive } from '../kedge/keep-alive.ts';
 import type { ResolvedOptions } from '../options.ts';
+import { refuseUnprocessed } from './goaway.ts';
 
 /** One HTTP/2 connection, there or on its way. */
 interface Entry {
   readonly ready: Promise<ClientHttp2Session>;
   session: ClientHttp2Session | undefined;
+  /** Follows a new stream. */
+  opened: ((stream: ClientHttp2Stream) => void) | undefined;
   calls: number;
   /** Streams at a time: ours to say, unless the kedge says fewer. */
   limit: number;
-  /** Refused by a GOAWAY, lost, or closing: it takes no new calls. */
+  /** It takes no new calls: the kedge said so, it is lost, or not needed any more. */
   over: boolean;
+  idle: NodeJS.Timeout | undefined;
 }
+
+/** How long a connection beyond the first may have no calls before it is closed, in ms. */
+const IDLE_MS = 30_000;
 
 /**
  * The HTTP/2 connections of one generation for connect-es, with the limits of the gRPC wire: each call goes to the least
@@ -21,7 +30,7 @@ interface Entry {
  */
 export class SessionPool implements WirePool {
   private readonly generation: Generation;
-  private readonly observer: Kedge;
+  private readonly kedge: Kedge;
   private readonly options: ResolvedOptions;
   private readonly entries = new Set<Entry>();
   private calls = 0;
@@ -29,7 +38,7 @@ export class SessionPool implements WirePool {
 
   constructor(kedge: Kedge, options: ResolvedOptions) {
     this.generation = kedge.generation;
-    this.observer = kedge;
+    this.kedge = kedge;
     this.options = options;
   }
 
@@ -40,25 +49,27 @@ export class SessionPool implements WirePool {
   /**
    * Opens a stream with `open` on the best connection. The call counts until the stream has closed.
    *
-   * @throws {@link KedgeError} what went wrong with the dial, or what `open` throws
+   * @throws {@link KedgeError} what went wrong with the dial, the reason of `signal`, or what `open` throws
    */
-  async stream(open: (session: ClientHttp2Session) => ClientHttp2Stream): Promise<ClientHttp2Stream> {
-    const entry = this.choose();
-    entry.calls += 1;
-    this.calls += 1;
-    try {
-      const session = await entry.ready;
-      const stream = open(session);
-      // Calls hold the process, connections do not.
-      session.ref();
-      stream.once('close', () => this.release(entry));
-      // A call that found a connection there is no dial that would tell.
-      const { breaker } = this.observer;
-      if (!breaker.isClosed) stream.once('response', () => breaker.succeeded());
-      return stream;
-    } catch (error) {
+  async stream(
+    open: (session: ClientHttp2Session) => ClientHttp2Stream,
+    signal: AbortSignal,
+  ): Promise<ClientHttp2Stream> {
+    for (let refused = 0; ; refused += 1) {
+      const entry = this.choose();
+      entry.calls += 1;
+      this.calls += 1;
+      clearTimeout(entry.idle);
+      try {
+        if (entry.session === undefined) await unlessAborted(entry.ready, signal);
+        if (!isOver(entry)) return this.begin(entry, open);
+        // A kedge that turns connections away as soon as they are there is asked for one more.
+        if (refused > 0) throw this.lost('the kedge closed the connection before the call was sent');
+      } catch (error) {
+        this.release(entry);
+        throw error;
+      }
       this.release(entry);
-      throw error;
     }
   }
 
@@ -68,7 +79,10 @@ export class SessionPool implements WirePool {
       this.drained = resolve;
       await promise;
     }
-    for (const { session } of this.entries) session?.close();
+    for (const entry of this.entries) {
+      clearTimeout(entry.idle);
+      entry.session?.close();
+    }
   }
 
   destroy(error: Error): void {
@@ -76,114 +90,175 @@ export class SessionPool implements WirePool {
     this.drained?.();
   }
 
+  private begin(entry: Entry, open: (session: ClientHttp2Session) => ClientHttp2Stream): ClientHttp2Stream {
+    const session = entry.session!;
+    const stream = open(session);
+    entry.opened!(stream);
+    // Calls hold the process, connections do not.
+    session.ref();
+    stream.once('close', () => this.release(entry));
+    // A call that found a connection there is no dial that would tell.
+    const { breaker } = this.kedge;
+    if (!breaker.isClosed) stream.once('response', () => breaker.succeeded());
+    // What ends it before its caller has it must not end the process.
+    stream.on('error', () => {});
+    return stream;
+  }
+
   private release(entry: Entry): void {
     entry.calls -= 1;
     this.calls -= 1;
-    if (entry.calls === 0) {
-      entry.session?.unref();
-      if (entry.over) entry.session?.close();
-    }
+    if (entry.calls === 0) this.unused(entry);
     if (this.calls === 0) this.drained?.();
   }
 
+  private unused(entry: Entry): void {
+    const { session } = entry;
+    if (session === undefined || session.destroyed) return;
+    session.unref();
+    if (entry.over) {
+      session.close();
+      return;
+    }
+    entry.idle = setTimeout(() => {
+      if (this.usable().length > 1) this.end(entry);
+    }, IDLE_MS).unref();
+  }
+
+  private usable(): Entry[] {
+    return [...this.entries].filter((entry) => !isOver(entry));
+  }
+
   private choose(): Entry {
-    const { maxConnections } = this.options.grpc;
-    const usable = [...this.entries].filter(({ over }) => !over);
-    const [best] = usable.sort((a, b) => a.calls / a.limit - b.calls / b.limit);
+    let best: Entry | undefined;
+    let open = 0;
+    for (const entry of this.entries) {
+      if (isOver(entry)) continue;
+      open += 1;
+      if (best === undefined || rankOf(entry) < rankOf(best)) best = entry;
+    }
     const isFull = best === undefined || best.calls >= best.limit;
-    return best !== undefined && (!isFull || usable.length >= maxConnections) ? best : this.open();
+    return best !== undefined && (!isFull || open >= this.options.grpc.maxConnections) ? best : this.open();
   }
 
   private open(): Entry {
+    const { promise, resolve, reject } = Promise.withResolvers<ClientHttp2Session>();
     const entry: Entry = {
-      ready: this.dial().then(
-        (session) => this.admit(entry, session),
-        (error) => {
-          this.entries.delete(entry);
-          throw error;
-        },
-      ),
+      ready: promise,
       session: undefined,
+      opened: undefined,
       calls: 0,
       limit: this.options.grpc.maxStreamsPerConnection,
       over: false,
+      idle: undefined,
     };
-    entry.ready.catch(() => {});
+    promise.catch(() => {});
     this.entries.add(entry);
+    const fail = (error: KedgeError) => {
+      this.entries.delete(entry);
+      reject(error);
+    };
+    this.generation.connector.connect(['h2'], (error, socket) => {
+      if (error !== null) fail(error);
+      else this.speak(entry, socket!, resolve, fail);
+    });
     return entry;
   }
 
-  private admit(entry: Entry, session: ClientHttp2Session): ClientHttp2Session {
-    entry.session = session;
-    const learn = () => {
-      const { maxConcurrentStreams = Number.POSITIVE_INFINITY } = session.remoteSettings;
-      entry.limit = Math.max(1, Math.min(maxConcurrentStreams, this.options.grpc.maxStreamsPerConnection));
-    };
-    learn();
-    session.on('remoteSettings', learn);
-    const over = () => {
-      entry.over = true;
-      this.entries.delete(entry);
-    };
-    session.once('goaway', () => {
-      over();
-      session.close();
-    });
-    session.once('close', over);
-    this.keepAlive(entry, session);
-    return session;
-  }
-
-  private dial(): Promise<ClientHttp2Session> {
+  /** HTTP/2 on a connection: there when the kedge's SETTINGS are. */
+  private speak(
+    entry: Entry,
+    socket: Socket,
+    ready: (session: ClientHttp2Session) => void,
+    fail: (error: KedgeError) => void,
+  ): void {
     const { connector } = this.generation;
     const { connect, grpc } = this.options;
-    return new Promise((resolve, reject) => {
-      connector.connect(['h2'], (error, socket) => {
-        if (error !== null) {
-          reject(error);
-          return;
-        }
-        const session = http2.connect(connector.origin, {
-          createConnection: () => socket!,
-          settings: { initialWindowSize: grpc.windowBytes, enablePush: false },
-        });
-        const fail = (cause?: Error) => {
-          clearTimeout(timer);
-          session.destroy();
-          const late = `no HTTP/2 SETTINGS within ${connect.handshakeTimeoutMs} ms`;
-          const reason = cause === undefined ? late : 'the kedge closed the connection before it spoke HTTP/2';
-          const failed = new KedgeError('ERR_KEDGE_CONNECT', 'connect', reason, { kedge: connector.name, cause });
-          this.observer.failed();
-          reject(connector.refusal ?? failed);
-        };
-        const closed = () => fail(new Error('closed'));
-        const timer = setTimeout(fail, connect.handshakeTimeoutMs);
-        session.on('error', () => {});
-        session.once('close', closed);
-        session.once('remoteSettings', () => {
-          clearTimeout(timer);
-          session.off('close', closed);
-          session.setLocalWindowSize(grpc.windowBytes);
-          resolve(session);
-        });
+    const session = http2.connect(connector.origin, {
+      createConnection: () => socket,
+      settings: { initialWindowSize: grpc.windowBytes, enablePush: false },
+    });
+    let pending = true;
+    const failed = (code: KedgeErrorCode, reason: string, cause?: Error) => {
+      if (!pending) return;
+      pending = false;
+      clearTimeout(timer);
+      this.kedge.failed();
+      fail(connector.refusal ?? new KedgeError(code, 'connect', reason, { kedge: connector.name, cause }));
+      session.destroy();
+    };
+    // What came while this process stood still is read first.
+    const late = () =>
+      failed('ERR_KEDGE_CONNECT_TIMEOUT', `no HTTP/2 SETTINGS within ${connect.handshakeTimeoutMs} ms`);
+    const timer = setTimeout(() => setImmediate(late), connect.handshakeTimeoutMs);
+    let lastError: Error | undefined;
+    session.on('error', (error) => {
+      lastError = error;
+    });
+    session.once('goaway', () => this.end(entry));
+    session.once('close', () => {
+      failed('ERR_KEDGE_CONNECT', 'the kedge closed the connection before it spoke HTTP/2', lastError);
+      entry.over = true;
+      clearTimeout(entry.idle);
+      this.entries.delete(entry);
+    });
+    session.on('remoteSettings', ({ maxConcurrentStreams = Number.POSITIVE_INFINITY }) => {
+      // At 0 calls wait for the kedge to allow some again (RFC 9113 §6.5.2).
+      entry.limit = Math.max(1, Math.min(maxConcurrentStreams, grpc.maxStreamsPerConnection));
+    });
+    session.once('remoteSettings', () => {
+      if (!pending) return;
+      pending = false;
+      clearTimeout(timer);
+      session.setLocalWindowSize(grpc.windowBytes);
+      session.unref();
+      entry.opened = refuseUnprocessed(session);
+      entry.session = session;
+      keepAlive(session, socket, {
+        timeMs: grpc.keepaliveTimeMs,
+        timeoutMs: grpc.keepaliveTimeoutMs,
+        isNeeded: () => entry.calls > 0,
+        frozen: () => this.lost(`nothing arrived within ${grpc.keepaliveTimeoutMs} ms of a PING`),
+        owner: this.kedge,
       });
+      ready(session);
     });
   }
 
-  /** PINGs while there are calls (gRFC A8): a frozen connection is closed. */
-  private keepAlive(entry: Entry, session: ClientHttp2Session): void {
-    const { keepaliveTimeMs, keepaliveTimeoutMs } = this.options.grpc;
-    session.unref();
-    const timer = setInterval(() => {
-      if (entry.calls === 0) return;
-      const reason = `no answer to a PING within ${keepaliveTimeoutMs} ms`;
-      const frozen = setTimeout(() => {
-        const context = { kedge: this.generation.connector.name };
-        session.destroy(new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, context));
-      }, keepaliveTimeoutMs);
-      session.ping(() => clearTimeout(frozen));
-    }, keepaliveTimeMs).unref();
-    session.once('close', () => clearInterval(timer));
+  /** Takes no new calls; those under way finish, and it closes after the last. */
+  private end(entry: Entry): void {
+    entry.over = true;
+    entry.session?.close();
+  }
+
+  private lost(reason: string): KedgeError {
+    return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.generation.connector.name });
+  }
+}
+
+function isOver({ over, session }: Entry): boolean {
+  return over || session?.closed === true;
+}
+
+/** Room first, then a connection that is there, then the least loaded. */
+function rankOf({ calls, limit, session }: Entry): number {
+  const full = calls >= limit ? 2 ** 40 : 0;
+  const absent = session === undefined ? 2 ** 30 : 0;
+  return full + absent + calls;
+}
+
+async function unlessAborted(ready: Promise<unknown>, signal: AbortSignal): Promise<void> {
+  signal.throwIfAborted();
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const abort = () => reject(signal.reason);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    await Promise.race([ready, aborted]);
+    // A kedge that ends the connection at once says so right behind its SETTINGS.
+    await new Promise(setImmediate);
+    signal.throwIfAborted();
+  } finally {
+    signal.removeEventListener('abort', abort);
   }
 }
 

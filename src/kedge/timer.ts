@@ -22,3 +22,25 @@ function wait(left: () => number, stepMs: number, callback: () => void): () => v
   arm();
   return () => clearTimeout(timer);
 }
+
+const STEPS = 5;
+
+/**
+ * As `setTimeout`, in time during which this process ran: whatever came while it was stopped or busy is read before
+ * `callback` is called. Does not hold the process; returns the way to stop it.
+ */
+export function running(ms: number, callback: () => void): () => void {
+  let left = STEPS;
+  let last: NodeJS.Immediate | undefined;
+  const timer = setInterval(() => {
+    left -= 1;
+    if (left > 0) return;
+    clearInterval(timer);
+    // Timers come before reads in a turn of the event loop, this after them.
+    last = setImmediate(callback);
+  }, ms / STEPS).unref();
+  return () => {
+    clearInterval(timer);
+    clearImmediate(last);
+  };
+}

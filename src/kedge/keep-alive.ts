@@ -1,0 +1,74 @@
+import { type ClientHttp2Session, constants } from 'node:http2';
+import type { Socket } from 'node:net';
+import { running } from './timer.ts';
+
+/** How a {@link keepAlive} is done. */
+export interface KeepAliveOptions {
+  /** How often a PING is sent while it is needed, in ms. */
+  readonly timeMs: number;
+  /** How long nothing at all may arrive after one, in ms. */
+  readonly timeoutMs: number;
+  /** Whether calls are under way. */
+  isNeeded(): boolean;
+  /** What the connection is ended with. */
+  frozen(): Error;
+  /** Connections to one kedge: when it finds the PINGs too many, all of them send fewer. */
+  readonly owner: object;
+}
+
+/** How often it is looked whether a connection that moves nothing is still there, in ms. */
+const LOOK_MS = 1000;
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** By how much the interval has grown. */
+const patience = new WeakMap<object, number>();
+
+/**
+ * Ends an HTTP/2 connection that is frozen: PINGs while there are calls (gRFC A8), and whatever arrives after one is a sign
+ * of life. The interval doubles for good when the kedge says `too_many_pings`.
+ */
+export function keepAlive(session: ClientHttp2Session, socket: Socket, options: KeepAliveOptions): void {
+  const { timeMs, timeoutMs, owner } = options;
+  let stopWaiting: (() => void) | undefined;
+  const ping = () => {
+    if (stopWaiting !== undefined || session.destroyed || !options.isNeeded()) return;
+    const before = socket.bytesRead;
+    const stop = () => {
+      stopWaiting?.();
+      stopWaiting = undefined;
+    };
+    stopWaiting = running(timeoutMs, () => {
+      stopWaiting = undefined;
+      if (socket.bytesRead === before) session.destroy(options.frozen());
+    });
+    // Node sends no PING on a session that finishes its last streams; SETTINGS are answered as well (RFC 9113 §6.5.3).
+    if (session.closed) session.settings({ enablePush: false }, stop);
+    else session.ping(stop);
+  };
+  const pings = setInterval(ping, Math.min(timeMs * (patience.get(owner) ?? 1), MAX_TIMER_MS)).unref();
+  const looks = setInterval(wakeReads(socket, options), LOOK_MS).unref();
+  session.once('goaway', (code, _last, data) => {
+    if (code !== constants.NGHTTP2_ENHANCE_YOUR_CALM || data?.toString() !== 'too_many_pings') return;
+    patience.set(owner, (patience.get(owner) ?? 1) * 2);
+  });
+  session.once('close', () => {
+    clearInterval(pings);
+    clearInterval(looks);
+    stopWaiting?.();
+  });
+}
+
+/**
+ * Node's HTTP/2 does not read while it writes, and TLS may lose the end of a write that failed: such a connection never hears
+ * that its other end is gone, and takes calls and PINGs that it can neither send nor fail
+ * (https://github.com/nodejs/node/issues/61304). Reading again where nothing moves brings out the reset.
+ */
+function wakeReads(socket: Socket, { isNeeded }: KeepAliveOptions): () => void {
+  const { _handle: handle } = socket as Socket & { readonly _handle?: { readStart?(): number } | null };
+  let last = -1;
+  return () => {
+    const moved = socket.bytesRead + socket.bytesWritten;
+    if (isNeeded() && moved === last && !socket.destroyed) handle?.readStart?.();
+    last = moved;
+  };
+}
