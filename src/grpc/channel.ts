@@ -15,7 +15,7 @@ import type { Plan, Resolved } from '../mapper/router.ts';
 import { KedgeCall } from './call.ts';
 import type { ParentCall } from './hold.ts';
 import { type MethodConfigs, methodConfigs } from './method-config.ts';
-import { type GrpcPool, grpcPool, type PoolState, type SharedOptions } from './pool.ts';
+import { countClient, type GrpcPool, grpcPool, type PoolState, type SharedOptions } from './pool.ts';
 import { Watched } from './watched.ts';
 
 /** Options that would change what is dialled or which name is verified; the route decides both. */
@@ -75,6 +75,7 @@ export class KedgeChannel implements ChannelInterface {
     const { key, options: own } = this.shared;
     this.sharedOnce = { key: `${key} once`, options: { ...own, 'grpc.enable_retries': 0 } };
     this.configs = methodConfigs(options);
+    this.count(1);
     this.watched = new Watched({
       pools: () => this.pools(),
       state: () => this.state(),
@@ -115,6 +116,7 @@ export class KedgeChannel implements ChannelInterface {
 
   /** As grpc-js's: calls that are under way go on, those that still wait for a connection end. */
   close(): void {
+    if (!this.closed) this.count(-1);
     this.closed = true;
     for (const call of [...this.held]) call.fail(clientClosed());
     this.watched.check();
@@ -156,6 +158,10 @@ export class KedgeChannel implements ChannelInterface {
   getChannelzRef(): ReturnType<ChannelInterface['getChannelzRef']> {
     // Of no channelz: the connections behind this have entries of their own.
     return { kind: 'channel', id: 0, name: this.address } as ReturnType<ChannelInterface['getChannelzRef']>;
+  }
+
+  private count(by: 1 | -1): void {
+    for (const shared of [this.shared, this.sharedOnce]) countClient(this.core.options, shared, by);
   }
 
   /** Of the kedges that are in use. */

@@ -11,6 +11,8 @@ export interface DialEvents {
   secured(socket: Socket): void;
   /** grpc-js keeps no more than the text of an error. */
   failed(error: KedgeError): void;
+  /** Whether a connection is of use still; where it is not, no certificate is shown. */
+  isWanted(): boolean;
 }
 
 /**
@@ -20,17 +22,11 @@ export interface DialEvents {
 export class KedgeCredentials extends ChannelCredentials {
   private readonly connector: Connector;
   private readonly events: DialEvents;
-  private closed = false;
 
   constructor(connector: Connector, events: DialEvents) {
     super();
     this.connector = connector;
     this.events = events;
-  }
-
-  /** A TCP connection that grpc-js still gets is of no use to anybody, and sees no certificate. */
-  close(): void {
-    this.closed = true;
   }
 
   override _isSecure(): boolean {
@@ -47,11 +43,7 @@ export class KedgeCredentials extends ChannelCredentials {
     callCredentials?: CallCredentials,
   ): SecureConnector {
     return {
-      connect: (socket: Socket) =>
-        new Promise((resolve, reject) => {
-          if (this.closed) reject(new Error('nobody waits for this connection'));
-          else this.establish(socket, resolve, reject);
-        }),
+      connect: (socket: Socket) => new Promise((resolve, reject) => this.establish(socket, resolve, reject)),
       waitForReady: () => Promise.resolve(),
       getCallCredentials: () => callCredentials ?? NO_CALL_CREDENTIALS,
       destroy: () => {},
@@ -64,10 +56,20 @@ export class KedgeCredentials extends ChannelCredentials {
     reject: (error: Error) => void,
   ): void {
     const { connector, events } = this;
+    const unwanted = () => reject(new Error('nobody waits for this connection'));
+    if (!events.isWanted()) {
+      unwanted();
+      return;
+    }
     connector.establish(tcp, ['h2'], (error, socket) => {
       if (error !== null) {
         events.failed(error);
         reject(error);
+        return;
+      }
+      if (!events.isWanted()) {
+        socket!.destroy();
+        unwanted();
         return;
       }
       // With TLS 1.3 the kedge's verdict on our certificate comes after the handshake.

@@ -11,25 +11,43 @@ export interface SharedOptions {
   readonly options: ChannelOptions;
 }
 
+/** How many open clients of a dialer have which options, by {@link SharedOptions.key}. */
+const clients = new WeakMap<ResolvedOptions, Map<string, number>>();
+
+/** A client was opened, or closed: the connections of options that nobody has any more are closed when they are idle. */
+export function countClient(options: ResolvedOptions, { key }: SharedOptions, by: 1 | -1): void {
+  let counts = clients.get(options);
+  if (counts === undefined) {
+    counts = new Map();
+    clients.set(options, counts);
+  }
+  const count = (counts.get(key) ?? 0) + by;
+  if (count > 0) counts.set(key, count);
+  else counts.delete(key);
+}
+
 /** What a pool's connections amount to; `failed`: none, and nothing is dialled for a moment. */
 export type PoolState = Exclude<ConnectionState, 'lost'> | 'idle' | 'failed';
 
-/** How long a connection beyond the first may have no calls before it is closed, in ms. */
+/** How long a connection beyond the first, or one without a client, may have no calls before it is closed, in ms. */
 const IDLE_MS = 30_000;
+const SWEEP_MS = 2_500;
 /** How long after a failed dial calls fail with its error rather than dial again, in ms: callers may retry at once. */
 const COOL_MS = 250;
 const STATES = ['ready', 'connecting'] as const;
 
 /**
  * The gRPC connections of one generation: shared by every service behind the kedge whose clients use equal channel
- * options. Each call goes to the least loaded one; another opens only when all are full.
+ * options. Each call goes to the least loaded one; another opens only when all are full. All groups together have at most
+ * `maxConnections`, but each that has calls has one.
  */
 export class GrpcPool implements WirePool {
   private readonly kedge: Kedge;
-  private readonly limits: ResolvedOptions['grpc'];
+  private readonly options: ResolvedOptions;
   private readonly owner: ConnectionOwner;
   private readonly groups = new Map<string, Connection[]>();
-  private readonly idleTimers = new Map<Connection, NodeJS.Timeout>();
+  /** Looks for idle connections while there are any. */
+  private sweeper: NodeJS.Timeout | undefined;
   private readonly listeners = new Set<() => void>();
   private readonly kill = new Set<(error: Error) => void>();
   private cooling: { readonly error: KedgeError; readonly timer: NodeJS.Timeout } | undefined;
@@ -39,9 +57,10 @@ export class GrpcPool implements WirePool {
   private drained: (() => void) | undefined;
   private closing = false;
 
-  constructor(kedge: Kedge, { grpc, connect }: ResolvedOptions) {
+  constructor(kedge: Kedge, options: ResolvedOptions) {
+    const { grpc, connect } = options;
     this.kedge = kedge;
-    this.limits = grpc;
+    this.options = options;
     this.maxStreams = grpc.maxStreamsPerConnection;
     this.owner = {
       connector: kedge.generation.connector,
@@ -77,15 +96,17 @@ export class GrpcPool implements WirePool {
     connection.calls += 1;
     this.calls += 1;
     this.kill.add(onKill);
-    if (this.idleTimers.size > 0) this.stopIdleTimer(connection);
     return connection;
   }
 
-  release(shared: SharedOptions, connection: Connection, onKill: (error: Error) => void): void {
+  release(_shared: SharedOptions, connection: Connection, onKill: (error: Error) => void): void {
     if (!this.kill.delete(onKill)) return;
     connection.calls -= 1;
     this.calls -= 1;
-    if (connection.calls === 0) this.unused(shared, connection);
+    if (connection.calls === 0) {
+      connection.idleSince = performance.now();
+      if (connection.state === 'lost') connection.close();
+    }
     if (this.calls === 0) this.drained?.();
   }
 
@@ -135,33 +156,47 @@ export class GrpcPool implements WirePool {
   }
 
   private choose(shared: SharedOptions): Connection | KedgeError {
-    const group = this.group(shared.key);
+    const group = this.groups.get(shared.key);
     const { maxStreams } = this;
     let best: Connection | undefined;
     let bestRank = Number.POSITIVE_INFINITY;
-    let open = 0;
-    for (const connection of group) {
-      if (connection.state === 'lost') continue;
-      open += 1;
-      const rank = rankOf(connection, maxStreams);
-      if (rank >= bestRank) continue;
-      best = connection;
-      bestRank = rank;
+    if (group !== undefined) {
+      for (const connection of group) {
+        if (connection.state === 'lost') continue;
+        const rank = rankOf(connection, maxStreams);
+        if (rank >= bestRank) continue;
+        best = connection;
+        bestRank = rank;
+      }
     }
-    if (best !== undefined && (best.calls < maxStreams || open >= this.limits.maxConnections)) return best;
+    if (best !== undefined && (best.calls < maxStreams || !this.makeRoom())) return best;
     if (this.cooling !== undefined) return best ?? this.cooling.error;
+    if (best === undefined) this.makeRoom();
     const opened = new Connection(this.owner, shared.options);
-    group.push(opened);
+    this.sweeper ??= setInterval(() => this.sweep(), SWEEP_MS).unref();
+    const own = this.groups.get(shared.key);
+    if (own === undefined) this.groups.set(shared.key, [opened]);
+    else own.push(opened);
     return opened;
+  }
+
+  /** Whether another connection may be opened; the one that has been idle longest makes room. */
+  private makeRoom(): boolean {
+    const open = [...this.groups.values()].flat().filter(({ state }) => state !== 'lost');
+    if (open.length < this.options.grpc.maxConnections) return true;
+    const [idle] = open.filter(({ calls }) => calls === 0).sort((a, b) => a.idleSince - b.idleSince);
+    idle?.close();
+    return idle !== undefined;
   }
 
   private changed(connection: Connection): void {
     if (connection.state === 'closed') {
-      for (const group of this.groups.values()) {
+      for (const [key, group] of this.groups) {
         const index = group.indexOf(connection);
         if (index !== -1) group.splice(index, 1);
+        if (group.length === 0) this.groups.delete(key);
       }
-      this.stopIdleTimer(connection);
+      if (this.groups.size === 0) this.stopSweeping();
       if (connection.failure !== undefined) this.cool(connection.failure);
     }
     this.notify();
@@ -177,38 +212,27 @@ export class GrpcPool implements WirePool {
     this.cooling = { error, timer };
   }
 
-  private unused(shared: SharedOptions, connection: Connection): void {
-    const group = this.group(shared.key);
-    if (connection.state === 'lost') {
-      connection.close();
-      return;
+  private sweep(): void {
+    const wanted = clients.get(this.options);
+    const idleSince = performance.now() - IDLE_MS;
+    for (const [key, group] of this.groups) {
+      for (const connection of [...group]) {
+        if (connection.calls > 0 || connection.idleSince > idleSince) continue;
+        if (group.length > 1 || wanted?.has(key) !== true) connection.close();
+      }
     }
-    if (connection.state === 'closed' || this.closing || group.length < 2) return;
-    const timer = setTimeout(() => {
-      this.idleTimers.delete(connection);
-      if (group.length > 1) connection.close();
-    }, IDLE_MS).unref();
-    this.idleTimers.set(connection, timer);
   }
 
-  private stopIdleTimer(connection: Connection): void {
-    clearTimeout(this.idleTimers.get(connection));
-    this.idleTimers.delete(connection);
-  }
-
-  private group(key: string): Connection[] {
-    let group = this.groups.get(key);
-    if (group === undefined) {
-      group = [];
-      this.groups.set(key, group);
-    }
-    return group;
+  private stopSweeping(): void {
+    clearInterval(this.sweeper);
+    this.sweeper = undefined;
   }
 
   private closeAll(): void {
     clearTimeout(this.cooling?.timer);
     this.cooling = undefined;
     for (const connection of [...this.groups.values()].flat()) connection.close();
+    this.stopSweeping();
   }
 
   private notify(): void {
