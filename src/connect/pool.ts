@@ -11,6 +11,7 @@ import { refuseUnprocessed } from './goaway.ts';
 interface Entry {
   readonly ready: Promise<ClientHttp2Session>;
   session: ClientHttp2Session | undefined;
+  socket: Socket | undefined;
   /** Follows a new stream. */
   opened: ((stream: ClientHttp2Stream) => void) | undefined;
   calls: number;
@@ -23,6 +24,8 @@ interface Entry {
 
 /** How long a connection beyond the first may have no calls before it is closed, in ms. */
 const IDLE_MS = 30_000;
+/** How long a kedge may take to close its half of a connection that is closed, in ms. */
+const CLOSE_MS = 1_000;
 
 /**
  * The HTTP/2 connections of one generation for connect-es, with the limits of the gRPC wire: each call goes to the least
@@ -114,12 +117,12 @@ export class SessionPool implements WirePool {
 
   private unused(entry: Entry): void {
     const { session } = entry;
-    if (session === undefined || session.destroyed) return;
-    session.unref();
-    if (entry.over) {
-      session.close();
+    if (isOver(entry)) {
+      this.end(entry);
       return;
     }
+    if (session === undefined) return;
+    session.unref();
     entry.idle = setTimeout(() => {
       if (this.usable().length > 1) this.end(entry);
     }, IDLE_MS).unref();
@@ -146,6 +149,7 @@ export class SessionPool implements WirePool {
     const entry: Entry = {
       ready: promise,
       session: undefined,
+      socket: undefined,
       opened: undefined,
       calls: 0,
       limit: this.options.grpc.maxStreamsPerConnection,
@@ -214,6 +218,7 @@ export class SessionPool implements WirePool {
       session.unref();
       entry.opened = refuseUnprocessed(session);
       entry.session = session;
+      entry.socket = socket;
       keepAlive(session, socket, {
         timeMs: grpc.keepaliveTimeMs,
         timeoutMs: grpc.keepaliveTimeoutMs,
@@ -229,6 +234,9 @@ export class SessionPool implements WirePool {
   private end(entry: Entry): void {
     entry.over = true;
     entry.session?.close();
+    const { socket } = entry;
+    // Node waits for the kedge to close its half, too.
+    if (entry.calls === 0 && socket !== undefined) setTimeout(() => socket.destroy(), CLOSE_MS).unref();
   }
 
   private lost(reason: string): KedgeError {

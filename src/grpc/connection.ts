@@ -11,6 +11,9 @@ import { KedgeCredentials } from './credentials.ts';
 import { followSockets } from './dialling.ts';
 import { Processed } from './processed.ts';
 
+/** How long a kedge may take to close its half of a connection that is closed, in ms. */
+const CLOSE_MS = 1_000;
+
 /** How long a socket may take. */
 interface Limit {
   readonly timer: NodeJS.Timeout;
@@ -68,6 +71,8 @@ export class Connection {
   private dialError: KedgeError | undefined;
   /** What waits for TCP or SETTINGS, and how long it may; the connector has a deadline for TLS. */
   private readonly dialling = new Map<Socket, Limit>();
+  /** What grpc-js has been given. */
+  private readonly sockets = new Set<Socket>();
   private stopFollowing: (() => void) | undefined;
 
   constructor(owner: ConnectionOwner, options: ChannelOptions) {
@@ -116,6 +121,9 @@ export class Connection {
     this.giveUpSilent();
     this.setState('closed');
     this.channel?.close();
+    if (this.calls > 0) return;
+    // Node waits for the kedge to close its half, too.
+    for (const socket of this.sockets) setTimeout(() => socket.destroy(), CLOSE_MS).unref();
   }
 
   private dial(): void {
@@ -137,6 +145,8 @@ export class Connection {
   }
 
   private secured(socket: Socket): void {
+    this.sockets.add(socket);
+    socket.once('close', () => this.sockets.delete(socket));
     let known: ClientHttp2Session | undefined;
     watchStreams(socket, (stream, session) => {
       this.processed.saw(stream, session);
