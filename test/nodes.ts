@@ -19,7 +19,12 @@ const failed = LINES.filter((line) => {
   console.log(`# Node ${line}`);
   const args = ['-y', '-p', `node@${line}`, 'node', '--test', '--test-concurrency=2', '--test-reporter=spec', ...TESTS];
   // The long tests are as long as they get in `npm test`.
-  const env = { ...process.env, KEDGE_TEST_ABORTS: '10000', KEDGE_TEST_ROTATION_SECONDS: '4', KEDGE_TEST_MODEL_STEPS: '10000' };
+  const env = {
+    ...process.env,
+    KEDGE_TEST_ABORTS: '10000',
+    KEDGE_TEST_ROTATION_SECONDS: '4',
+    KEDGE_TEST_MODEL_STEPS: '10000',
+  };
   return spawnSync('npx', args, { stdio: 'inherit', env }).status !== 0;
 });
 if (failed.length > 0) {
