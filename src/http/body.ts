@@ -122,3 +122,30 @@ function sizeOf(chunk: unknown): number {
   if (typeof chunk === 'string') return Buffer.byteLength(chunk);
   return chunk instanceof Uint8Array ? chunk.byteLength : 0;
 }
+
+/** A body of so many bytes goes out at once. */
+const PIECE_BYTES = 64 * 1024;
+
+/** What is in memory as a whole, as pieces that can be read again and again; undefined where it is small, or something else. */
+export function pieces(body: unknown): (Iterable<Uint8Array> & { readonly length: number }) | undefined {
+  if (typeof body === 'string') return body.length > PIECE_BYTES ? new Pieces(Buffer.from(body)) : undefined;
+  if (!(ArrayBuffer.isView(body) || body instanceof ArrayBuffer) || body.byteLength <= PIECE_BYTES) return undefined;
+  if (body instanceof ArrayBuffer) return new Pieces(new Uint8Array(body));
+  return new Pieces(new Uint8Array(body.buffer, body.byteOffset, body.byteLength));
+}
+
+class Pieces implements Iterable<Uint8Array> {
+  private readonly bytes: Uint8Array;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = bytes;
+  }
+
+  get length(): number {
+    return this.bytes.length;
+  }
+
+  *[Symbol.iterator](): Generator<Uint8Array, void, void> {
+    for (let at = 0; at < this.bytes.length; at += PIECE_BYTES) yield this.bytes.subarray(at, at + PIECE_BYTES);
+  }
+}

@@ -1,6 +1,4 @@
 import { type ClientHttp2Stream, constants } from 'node:http2';
-import type { Socket } from 'node:net';
-import { watchStreams } from '../kedge/streams.ts';
 
 type Close = ClientHttp2Stream['close'];
 
@@ -14,10 +12,8 @@ type Close = ClientHttp2Stream['close'];
  * Node also ends the writing side before it resets, and sends that end: what there was of the body would arrive as a whole
  * one, and a PUT that was given up as half an object.
  */
-export function closeAsCancelled(socket: Socket): void {
-  watchStreams(socket, (stream) => {
-    stream.close = close;
-  });
+export function closeAsCancelled(stream: ClientHttp2Stream): void {
+  stream.close = close;
 }
 
 function close(this: ClientHttp2Stream, code = constants.NGHTTP2_CANCEL, callback?: Parameters<Close>[1]): void {

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { randomBytes } from 'node:crypto';
 import type { EventEmitter } from 'node:events';
 import type { Socket } from 'node:net';
@@ -7,15 +8,15 @@ import { KedgeError } from '../errors.ts';
 import { type Connector, type DialCallback, dialError } from '../kedge/connector.ts';
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
-import { closeAsCancelled } from './cancel.ts';
 import { RetryBudget, watchLoss } from './failover.ts';
-import type { PoolRequest } from './request.ts';
+import { tend } from './h2.ts';
+import { CONNECT_ONLY, inPieces, type PoolRequest } from './request.ts';
 import { Client, type Dispatcher, Pool } from './undici.ts';
-import { watchPings } from './watchdog.ts';
 
 type Handler = Dispatcher.DispatchHandler;
 
 const ALPN = { auto: ['h2', 'http/1.1'], h2: ['h2'], h1: ['http/1.1'] } as const;
+type Protocol = keyof typeof ALPN;
 
 /**
  * How long a failed dial answers for those that its pool queued behind it, in ms. undici dials once for each of them, so
@@ -26,6 +27,8 @@ const FAILURE_MEMORY_MS = 100;
 interface Held {
   readonly request: PoolRequest;
   readonly handler: Handler & { readonly over?: boolean };
+  /** Runs what belongs to the call where its caller is: who traces calls would take it for another one's otherwise. */
+  readonly run: (call: () => void) => void;
 }
 
 /**
@@ -41,14 +44,14 @@ export class HttpPool implements WirePool {
   /** HTTP/1.1 only: for upgrades and CONNECT, and for all when the kedge has no HTTP/2. */
   private h1: Pool | undefined;
   private held: Held[] = [];
-  private probe: Promise<KedgeError | undefined> | undefined;
+  private probe: Promise<void> | undefined;
   /** The connection that the first request dialled, until the pool asks for it. */
   private spare: Socket | TLSSocket | undefined;
   private readonly clients = new Set<Client>();
   /** Connections that an upgrade took out of their pool. */
   private readonly upgraded = new Set<Duplex>();
-  private failure: KedgeError | undefined;
-  private failureEnds = 0;
+  /** Failed dials by what they offered: that a kedge takes no HTTP/1.1 says nothing of its HTTP/2. */
+  private readonly failures = new Map<Protocol, { readonly error: KedgeError; readonly until: number }>();
   /** Connections that were lost or said goodbye. */
   losses = 0;
 
@@ -69,11 +72,15 @@ export class HttpPool implements WirePool {
   }
 
   dispatch(request: PoolRequest, handler: Handler, h1Only: boolean): boolean {
-    if (h1Only) return this.h1Pool().dispatch(request, handler);
-    if (this.negotiated !== undefined) return this.negotiated.dispatch(request, handler);
-    this.held.push({ request, handler });
+    if (h1Only) return this.h1Pool().dispatch(inPieces(request), handler);
+    if (this.negotiated !== undefined) return this.send(this.negotiated, request, handler);
+    this.held.push({ request, handler, run: AsyncLocalStorage.snapshot() });
     this.probe ??= this.negotiate();
     return true;
+  }
+
+  private send(pool: Pool, request: PoolRequest, handler: Handler): boolean {
+    return pool.dispatch(pool === this.h1 ? inPieces(request) : request, handler);
   }
 
   /**
@@ -111,15 +118,29 @@ export class HttpPool implements WirePool {
     for (const socket of this.upgraded) socket.destroy(error);
   }
 
-  /** Dials ahead of the first request, which then finds the connection there. */
-  async warm(): Promise<void> {
-    if (this.negotiated !== undefined) return;
-    this.probe ??= this.negotiate();
-    const failed = await this.probe;
-    if (failed !== undefined) throw failed;
+  /**
+   * Connects ahead of the next request, unless a connection is there. A request that turns back before undici writes it
+   * puts the connection where all others are: it is read, timed out and does not keep the process.
+   */
+  warm(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if ((this.negotiated?.stats.connected ?? 0) > 0) {
+        resolve();
+        return;
+      }
+      const onRequestStart = () => {
+        resolve();
+        throw new Error('connected, which is all that was asked for');
+      };
+      const onResponseError = (_controller: unknown, error: Error) => reject(error);
+      // undici wants the others, too, and calls none of them.
+      const never = () => {};
+      const unused = { onResponseStart: never, onResponseData: never, onResponseEnd: never };
+      this.dispatch(CONNECT_ONLY, { onRequestStart, onResponseError, ...unused }, false);
+    });
   }
 
-  private negotiate(): Promise<KedgeError | undefined> {
+  private negotiate(): Promise<void> {
     return new Promise((resolve) => {
       this.connector.connect(ALPN[this.options.protocol], (error, socket) => {
         this.probe = undefined;
@@ -127,14 +148,15 @@ export class HttpPool implements WirePool {
         if (failed !== undefined) {
           this.rejectHeld(failed);
         } else {
-          const { h2Connections } = this.options;
+          const { h2Connections, protocol } = this.options;
           this.spare = socket!;
-          this.negotiated = isH2(socket!) ? this.open(h2Connections, this.options.protocol) : this.h1Pool();
-          const held = this.held;
-          this.held = [];
-          for (const { request, handler } of held) if (!handler.over) this.negotiated.dispatch(request, handler);
+          const pool = isH2(socket!) ? this.open(h2Connections, protocol) : this.h1Pool();
+          this.negotiated = pool;
+          this.release(({ request, handler }) => {
+            if (!handler.over) this.send(pool, request, handler);
+          });
         }
-        resolve(failed);
+        resolve();
       });
     });
   }
@@ -148,9 +170,22 @@ export class HttpPool implements WirePool {
   }
 
   private rejectHeld(error: Error): void {
+    this.release(({ handler }) => handler.onResponseError?.(null as never, error));
+  }
+
+  /** What one call throws is nothing to the others. */
+  private release(end: (call: Held) => void): void {
     const held = this.held;
     this.held = [];
-    for (const { handler } of held) handler.onResponseError?.(null as never, error);
+    for (const call of held) {
+      try {
+        call.run(() => end(call));
+      } catch (error) {
+        process.nextTick(() => {
+          throw error;
+        });
+      }
+    }
   }
 
   private h1Pool(): Pool {
@@ -158,14 +193,15 @@ export class HttpPool implements WirePool {
     return this.h1;
   }
 
-  private open(connections: number, protocol: keyof typeof ALPN): Pool {
-    const { maxConcurrentStreams, windowBytes, keepAliveTimeoutMs, pingIntervalMs } = this.options;
+  private open(connections: number, protocol: Protocol): Pool {
+    const { maxConcurrentStreams, windowBytes, keepAliveTimeoutMs } = this.options;
     const h2Options = {
       maxConcurrentStreams,
       // undici validates `settings.initialWindowSize` and then ignores it; this one, which its types lack, counts.
       initialWindowSize: windowBytes,
       connectionWindowSize: windowBytes,
-      pingInterval: pingIntervalMs,
+      // Ours go on while a connection drains, and have a limit.
+      pingInterval: 0,
     };
     const pool = new Pool(this.connector.origin, {
       connections,
@@ -173,11 +209,13 @@ export class HttpPool implements WirePool {
       keepAliveTimeout: keepAliveTimeoutMs,
       h2Options,
       factory: (origin, options: object) => {
-        const client: Client = new Client(origin, {
+        const client = new Client(origin, {
           ...options,
-          connect: (_options, callback) => this.connect(protocol, client, callback as DialCallback),
+          connect: (_options, callback) => this.connect(protocol, callback as DialCallback),
         });
         this.clients.add(client);
+        // After this the pool has no more use for it.
+        client.once('connectionError', () => this.clients.delete(client));
         return client;
       },
     });
@@ -190,31 +228,31 @@ export class HttpPool implements WirePool {
     return pool;
   }
 
-  private connect(protocol: keyof typeof ALPN, client: Client, callback: DialCallback): void {
+  private connect(protocol: Protocol, callback: DialCallback): void {
     const { spare } = this;
     if (spare !== undefined && !spare.destroyed && (protocol !== 'h1' || !isH2(spare))) {
       this.spare = undefined;
-      setImmediate(callback, null, this.adopt(client, spare));
+      setImmediate(callback, null, this.adopt(spare));
       return;
     }
-    if (this.failure !== undefined && performance.now() < this.failureEnds) {
-      setImmediate(callback, this.failure, null);
+    const failure = this.failures.get(protocol);
+    if (failure !== undefined && performance.now() < failure.until) {
+      setImmediate(callback, failure.error, null);
       return;
     }
     this.connector.connect(ALPN[protocol], (error, socket) => {
-      this.failure = error ?? undefined;
-      this.failureEnds = performance.now() + FAILURE_MEMORY_MS;
-      callback(error, socket === null ? null : this.adopt(client, socket));
+      if (error === null) this.failures.delete(protocol);
+      else this.failures.set(protocol, { error, until: performance.now() + FAILURE_MEMORY_MS });
+      callback(error, socket === null ? null : this.adopt(socket));
     });
   }
 
-  /** What undici and Node leave undone on an HTTP/2 connection. */
-  private adopt(client: Client, socket: Socket | TLSSocket): Socket | TLSSocket {
+  private adopt(socket: Socket | TLSSocket): Socket | TLSSocket {
+    const { pingIntervalMs } = this.options;
     watchLoss(socket, isH2(socket));
     if (!isH2(socket)) return socket;
-    closeAsCancelled(socket);
-    watchPings(client, socket, this.options.pingIntervalMs, () => {
-      const reason = `no answer to PINGs every ${this.options.pingIntervalMs} ms: the connection is frozen`;
+    tend(socket, pingIntervalMs, () => {
+      const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
       return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.connector.name });
     });
     return socket;

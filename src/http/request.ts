@@ -1,5 +1,6 @@
 import { KedgeError } from '../errors.ts';
 import type { Target } from '../target.ts';
+import { pieces } from './body.ts';
 import type { FlatHeaders } from './headers.ts';
 import type { Dispatcher } from './undici.ts';
 
@@ -50,5 +51,25 @@ export function poolRequest(options: DispatchOptions, headers: FlatHeaders): Poo
     expectContinue: options.expectContinue,
     typeOfService: options.typeOfService,
     servername: SERVERNAME,
+  };
+}
+
+/** For whoever wants a connection and nothing else. */
+export const CONNECT_ONLY: PoolRequest = { path: '/', method: 'GET', servername: SERVERNAME };
+
+/**
+ * A large body for an HTTP/1.1 connection: in pieces, undici knows that it is still being sent when an early answer ends,
+ * and does not use the connection again. Of a body in one piece undici believes that it is gone, and the next request
+ * waits behind the rest of it.
+ */
+export function inPieces(request: PoolRequest): PoolRequest {
+  const cut = pieces(request.body);
+  if (cut === undefined) return request;
+  const headers = request.headers as readonly (string | string[])[];
+  const has = headers.some((name, i) => i % 2 === 0 && String(name).toLowerCase() === 'content-length');
+  return {
+    ...request,
+    body: cut as never,
+    headers: has ? (headers as string[]) : ([...headers, 'content-length', String(cut.length)] as string[]),
   };
 }
