@@ -101,7 +101,8 @@ function fieldAt(value: unknown, fields: readonly string[]): unknown {
 }
 
 function dateOf(name: string, value: unknown): Date | undefined {
-  if (value === undefined) return undefined;
+  // Go writes a time that is not set as null.
+  if (value === undefined || value === null) return undefined;
   const date = new Date(String(value));
   if (Number.isNaN(date.getTime())) throw tokenError(name, 'the expiry that the command printed is not a time');
   return date;

@@ -1,7 +1,7 @@
-import { readFileSync, statSync } from 'node:fs';
 import { debug } from '../debug.ts';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
+import { lookAt, readRegularFile } from '../read-file.ts';
 import { expiryOf } from './jwt.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 
@@ -66,14 +66,13 @@ class FileToken implements TokenSource {
   private look(): void {
     try {
       // Through symbolic links: Kubernetes replaces the directory behind `..data`.
-      const { mtimeMs, ino, size } = statSync(this.path);
-      const version = `${mtimeMs} ${ino} ${size}`;
+      const { version, settled } = lookAt(this.path);
       if (version === this.version) return;
-      const token = readFileSync(this.path, 'utf8').trim();
+      const token = readRegularFile(this.path).toString('utf8').trim();
       if (token === '') throw tokenError(this.name, 'the file is empty');
       this.current = token;
       this.expires = expiryOf(token)?.getTime() ?? Number.POSITIVE_INFINITY;
-      this.version = version;
+      this.version = settled ? version : '';
       this.failure = undefined;
       debug.auth('%s: read', this.name);
     } catch (error) {

@@ -1,5 +1,5 @@
-import { readFile } from 'node:fs/promises';
 import { KedgeError } from '../errors.ts';
+import { readRegularFile } from '../read-file.ts';
 import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';
@@ -44,7 +44,7 @@ export function googleServiceAccountToken(options: GoogleServiceAccountTokenOpti
   }
   const name = cache.name ?? 'google';
   const fetchToken = async (signal: AbortSignal): Promise<FetchedToken> => {
-    const key = await readKey(name, keyFile);
+    const key = readKey(name, keyFile);
     const discovered = issuer === undefined ? undefined : await tokenEndpoint(name, issuer, signal);
     const url = tokenUrl ?? discovered ?? key.token_uri ?? 'https://oauth2.googleapis.com/token';
     const body = new URLSearchParams({ grant_type: GRANT, assertion: await sign(name, key, url, audience, scopes) });
@@ -82,10 +82,10 @@ async function sign(name: string, key: Key, url: string, audience: string, scope
     .sign(await importPKCS8(key.private_key, 'RS256'));
 }
 
-async function readKey(name: string, file: string): Promise<Key> {
+function readKey(name: string, file: string): Key {
   let key: unknown;
   try {
-    key = JSON.parse(await readFile(file, 'utf8'));
+    key = JSON.parse(readRegularFile(file).toString('utf8'));
   } catch (cause) {
     throw tokenError(name, `the key file ${file} cannot be read`, cause);
   }

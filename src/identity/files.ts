@@ -1,9 +1,11 @@
-import { type FSWatcher, readFileSync, statSync, watch } from 'node:fs';
+import { type FSWatcher, watch } from 'node:fs';
 import { dirname } from 'node:path';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
+import { type FileState, lookAt, readRegularFile } from '../read-file.ts';
 import type { Identity, IdentitySnapshot } from './identity.ts';
+import { Listeners } from './listeners.ts';
 
 /** How an identity is made of files. */
 export interface FilesIdentityInit<Name extends string> {
@@ -31,9 +33,9 @@ const MAX_READS = 20;
  */
 export class FilesIdentity<Name extends string> implements Identity {
   private readonly init: FilesIdentityInit<Name>;
-  private readonly listeners = new Set<() => void>();
+  private readonly listeners = new Listeners();
   private good: IdentitySnapshot | undefined;
-  /** Of the files as they were when they were last read, for good or ill. */
+  /** Of the files as they were when all of them could last be read, whether they fitted together or not. */
   private seen = '';
   private problem: Error | undefined;
   private warned = '';
@@ -56,12 +58,10 @@ export class FilesIdentity<Name extends string> implements Identity {
   }
 
   subscribe(onChange: () => void): () => void {
-    // Each subscription is one of its own, also with the same function.
-    const listener = () => onChange();
-    this.listeners.add(listener);
+    const end = this.listeners.add(onChange);
     if (this.listeners.size === 1) this.start();
     return () => {
-      if (this.listeners.delete(listener) && this.listeners.size === 0) this.stop();
+      if (end() && this.listeners.size === 0) this.stop();
     };
   }
 
@@ -98,7 +98,7 @@ export class FilesIdentity<Name extends string> implements Identity {
   }
 
   private refresh(): void {
-    if (this.signature() === this.seen) return;
+    if (this.look().version === this.seen) return;
     let next: IdentitySnapshot;
     try {
       next = this.read();
@@ -113,7 +113,10 @@ export class FilesIdentity<Name extends string> implements Identity {
     this.good = next;
     if (old !== undefined && sameCredentials(old, next)) return;
     debug.identity('%s, serial %s: read', next.subject, next.serial);
-    for (const listener of [...this.listeners]) listener();
+    this.listeners.notify((cause) => {
+      const context = { cause };
+      this.init.onWarning(new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'a subscriber failed', context));
+    });
   }
 
   /** Once for each problem that lasts: files are half-written for a moment, or wrong for a day. */
@@ -136,39 +139,35 @@ export class FilesIdentity<Name extends string> implements Identity {
 
   /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` naming the file */
   private read(): IdentitySnapshot {
+    // A file that could not be read may be readable the next time without having changed: there was no descriptor, say.
+    this.seen = '';
     for (let i = 0; i < MAX_READS; i += 1) {
-      const before = this.signature();
-      this.seen = before;
+      const before = this.look();
       const contents: Partial<Record<Name, Buffer>> = {};
       for (const [name, path] of this.files()) contents[name] = this.readFile(name, path);
       // Whatever changed meanwhile changed for all: begin again, until one state was there all the time.
-      if (this.signature() === before) return this.init.snapshot(contents);
+      if (this.look().version !== before.version) continue;
+      if (before.settled) this.seen = before.version;
+      return this.init.snapshot(contents);
     }
     throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'the files change faster than they can be read');
   }
 
   private readFile(name: Name, path: string): Buffer {
     try {
-      return readFileSync(path);
+      return readRegularFile(path);
     } catch (cause) {
       const { code } = cause as NodeJS.ErrnoException;
       throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', `\`${name}\`: ${path} cannot be read (${code})`, { cause });
     }
   }
 
-  /** Of the files behind the paths, through symbolic links; a file that is replaced is another inode. */
-  private signature(): string {
-    return this.files()
-      .map(([, path]) => {
-        try {
-          const { dev, ino, size, mtimeNs, ctimeNs } = statSync(path, { bigint: true });
-          return `${dev} ${ino} ${size} ${mtimeNs} ${ctimeNs}`;
-        } catch (error) {
-          // Reading it says so, to whoever asks.
-          return (error as NodeJS.ErrnoException).code;
-        }
-      })
-      .join('|');
+  private look(): FileState {
+    const states = this.files().map(([, path]) => lookAt(path));
+    return {
+      version: states.map(({ version }) => version).join('|'),
+      settled: states.every(({ settled }) => settled),
+    };
   }
 
   private files(): [Name, string][] {

@@ -1,4 +1,5 @@
 import { LRUCache } from 'lru-cache';
+import { abandon } from '../abandon.ts';
 import { Bearer } from '../auth/bearer.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
@@ -81,7 +82,10 @@ export class Router {
     try {
       const found: unknown = this.mapper(target);
       if (found === undefined) return undefined;
-      if (found instanceof Promise) throw new TypeError('a mapper is synchronous');
+      if (found instanceof Promise) {
+        abandon(found);
+        throw new TypeError('a mapper is synchronous');
+      }
       return addressesOf(found) === undefined ? route(found as Route as never) : (found as Route);
     } catch (error) {
       if (isKedgeError(error)) {

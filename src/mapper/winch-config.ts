@@ -1,6 +1,6 @@
-import { readFileSync } from 'node:fs';
 import type { TokenSource } from '../auth/token-source.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
+import { readRegularFile } from '../read-file.ts';
 import type { RouteOptions } from '../route.ts';
 import type { Wire } from '../target.ts';
 import { describe, described } from './describe.ts';
@@ -169,7 +169,7 @@ function source(name: string, from: unknown): Node {
   if (typeof from !== 'string') return { value: from, path: `${name}:` };
   let content: string;
   try {
-    content = readFileSync(from, 'utf8');
+    content = readRegularFile(from).toString('utf8');
   } catch (cause) {
     throw wrong(from, `cannot be read (${(cause as NodeJS.ErrnoException).code})`, cause);
   }

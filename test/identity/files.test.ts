@@ -1,13 +1,15 @@
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { X509Certificate } from 'node:crypto';
-import { mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { inspect } from 'node:util';
+import { inspect, promisify } from 'node:util';
 import type { Certificate } from '../../examples/pki.ts';
 import { type Identity, type IdentitySnapshot, isKedgeError, pemFiles } from '../../src/index.ts';
 import { authority } from '../helpers/kedge.ts';
+import { trackLeaks } from '../helpers/leaks.ts';
 import { tempDir } from '../helpers/temp.ts';
 
 const ca = await authority();
@@ -140,6 +142,105 @@ describe('pemFiles', () => {
     writeFileSync(key, next!.key);
     await until(() => identity.current().serial === next!.serial, 1000);
     assert.deepEqual(warnings, []);
+  });
+
+  for (const what of ['no descriptors', 'FIFOs']) {
+    it(`is read again after there were ${what} in place of files, and never waits`, async (t) => {
+      const dir = await tempDir(t);
+      const [one, two] = await issue(2);
+      for (const [prefix, { cert, key }, token] of [
+        ['', one!, 'token-1'],
+        ['next.', two!, 'token-2'],
+      ] as const) {
+        for (const [name, content] of Object.entries({ 'tls.crt': cert, 'tls.key': key, token }))
+          writeFileSync(join(dir, prefix + name), content);
+      }
+      const program = new URL('../helpers/changing-files.ts', import.meta.url).pathname;
+      const command = 'ulimit -n 64; exec timeout -s KILL 20 "$@"';
+      const args = ['-c', command, 'sh', process.execPath, program, what, dir];
+      const { NODE_TEST_CONTEXT: _, ...env } = process.env;
+      const printed = await promisify(execFile)('sh', args, { env });
+      const { before, during, after } = JSON.parse(printed.stdout);
+      assert.deepEqual(before, { serial: one!.serial, token: 'token-1', warnings: 0 });
+      if (what === 'FIFOs') assert.deepEqual(during, { serial: one!.serial, token: 'token-1', warnings: 1 });
+      assert.equal(after.serial, two!.serial);
+      assert.equal(after.token, 'token-2');
+    });
+  }
+
+  it('takes only files for files, of a size that certificates have', async (t) => {
+    const dir = await tempDir(t);
+    const [one] = await issue(1);
+    write(dir, one!);
+    const paths = { cert: join(dir, 'tls.crt'), key: join(dir, 'tls.key') };
+    for (const [cert, code] of [
+      [dir, 'EISDIR'],
+      ['/dev/zero', 'ERR_NOT_A_REGULAR_FILE'],
+      ['/dev/tty', 'ERR_NOT_A_REGULAR_FILE'],
+    ] as const) {
+      assert.throws(() => pemFiles({ ...paths, cert }).current(), {
+        message: new RegExp(`cannot be read \\(${code}\\)`),
+      });
+    }
+    truncateSync(paths.key, 2 ** 40);
+    assert.throws(() => pemFiles(paths).current(), { message: /tls\.key cannot be read \(EFBIG\)/ });
+  });
+
+  it('notices files that were written twice within one tick of the clock, to the same size', async (t) => {
+    const dir = await tempDir(t);
+    const [one, two] = await issue(2);
+    const keys = [one!, two!].map(({ key }) => key.trimEnd().padEnd(400, '\n'));
+    const certs = [one!, two!].map(({ cert }) => cert.trimEnd().padEnd(1200, '\n'));
+    for (let i = 0; i < 20; i += 1) {
+      write(dir, { ...one!, cert: certs[0]!, key: keys[0]! });
+      const { identity } = files(t, dir);
+      write(dir, { ...one!, cert: certs[1]!, key: keys[1]! });
+      await sleep(i);
+      const fresh = pemFiles({ cert: join(dir, 'tls.crt'), key: join(dir, 'tls.key') });
+      assert.equal(fresh.current().serial, two!.serial);
+      write(dir, { ...one!, cert: certs[0]!, key: keys[0]! });
+      assert.equal(fresh.current().serial, one!.serial);
+      await until(() => identity.current().serial === one!.serial, 1000);
+    }
+  });
+
+  it('tells all its subscribers, also beside one that throws, and stops with the last of them', async (t) => {
+    const checkLeaks = trackLeaks();
+    const dir = await tempDir(t);
+    const [one, two, three] = await issue(3);
+    write(dir, one!);
+    const warnings: Error[] = [];
+    const identity = pemFiles({
+      cert: join(dir, 'tls.crt'),
+      key: join(dir, 'tls.key'),
+      onWarning: (warning) => warnings.push(warning),
+    });
+    identity.current();
+    let told = 0;
+    const count = () => {
+      told += 1;
+    };
+    const ends = [
+      identity.subscribe(() => {
+        throw new Error('of the subscriber');
+      }),
+      identity.subscribe(count),
+      identity.subscribe(count),
+    ];
+    write(dir, two!);
+    await until(() => told === 2, 1000);
+    assert.deepEqual(
+      warnings.map(({ cause }) => (cause as Error).message),
+      ['of the subscriber'],
+    );
+    for (const i of [0, 1, 1, 1]) ends[i]!();
+    write(dir, three!);
+    await until(() => told === 3, 1000);
+    for (const end of ends) end();
+    await checkLeaks();
+    write(dir, one!);
+    assert.equal(identity.current().serial, one!.serial, 'nobody watches any more, so whoever asks looks');
+    assert.equal(told, 3);
   });
 
   it('is read by its first use, and names the file that cannot be', async (t) => {
