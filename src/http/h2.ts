@@ -11,7 +11,7 @@ export function tend(socket: Socket, pingIntervalMs: number, frozen: () => Error
   watchStreams(socket, (stream, session) => {
     if (uploads === undefined) {
       uploads = new Uploads(session);
-      watchSession(session, socket, pingIntervalMs, frozen);
+      watchSession({ session, socket, uploads }, pingIntervalMs, frozen);
     }
     closeAsCancelled(stream);
     uploads.watch(stream);

@@ -36,6 +36,8 @@ export class Uploads {
   /** Bytes that Node had when their stream ended. */
   private lost = 0;
   private isRetired = false;
+  /** Bytes of bodies that were too large to go at once. */
+  uploaded = 0;
 
   constructor(session: ClientHttp2Session) {
     this.session = session;
@@ -52,7 +54,7 @@ export class Uploads {
 
   /** How large the next piece may be. */
   get share(): number {
-    return Math.max(LEAST_BYTES, Math.min(PIECE_BYTES, (BUDGET_BYTES - this.handed) * SHARE));
+    return Math.max(LEAST_BYTES, Math.min(PIECE_BYTES, Math.floor((BUDGET_BYTES - this.handed) * SHARE)));
   }
 
   hand(bytes: number): void {
@@ -144,9 +146,10 @@ class Upload {
     if (first === undefined) return;
     const most = Math.min(this.uploads.share, Math.max(1, this.stream.writableHighWaterMark - 1));
     const isWhole = first.rest.length <= most;
+    this.uploads.uploaded += Math.min(first.rest.length, most);
     this.hand(isWhole ? first.rest : first.rest.subarray(0, most), (error) => {
       if (isWhole) first.written?.(error);
-      if (this.isOver || error) return;
+      if (this.isOver || this.stream.closed || error) return;
       if (this.waiting.length > 0) this.next();
       // A write() that returned true is followed by no 'drain' of Node's.
       else if (!this.isEnding) this.stream.emit('drain');
