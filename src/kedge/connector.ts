@@ -9,6 +9,7 @@ import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
 import { type ProxyAddress, tunnel } from './proxy.ts';
+import { running } from './timer.ts';
 
 /** How long a dial may take. */
 export interface DialTimeouts {
@@ -350,7 +351,7 @@ function once(
   settle: (error: Error | undefined, reason: 'ready' | 'failed' | 'timeout') => void,
 ): { ready: () => void } {
   const finish = (error: Error | undefined, reason: 'ready' | 'failed' | 'timeout') => {
-    clearTimeout(timer);
+    stopTimer();
     socket.off('error', onError);
     socket.off('close', onClose);
     if (reason !== 'ready') socket.destroy();
@@ -358,7 +359,8 @@ function once(
   };
   const onError = (error: Error) => finish(error, 'failed');
   const onClose = () => finish(undefined, 'failed');
-  const timer = setTimeout(finish, timeoutMs, undefined, 'timeout');
+  // A connection that was made while this process was busy is not late.
+  const stopTimer = running(timeoutMs, () => finish(undefined, 'timeout'));
   socket.once('error', onError);
   socket.once('close', onClose);
   return { ready: () => finish(undefined, 'ready') };

@@ -3,13 +3,14 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import http2 from 'node:http2';
 import { Readable } from 'node:stream';
-import { describe, it } from 'node:test';
+import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import v8 from 'node:v8';
 import * as undici from 'undici';
-import { type Dialer, single } from '../../src/index.ts';
-import { type Seen, startKedge } from '../helpers/kedge.ts';
+import { createDialer, type Dialer, single } from '../../src/index.ts';
+import { KEDGE_NAME, type Seen, startKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
+import { kedgeProcesses } from '../helpers/reference-kedge.ts';
 import { startRelay } from '../helpers/relay.ts';
 
 const TARGET = 'http://orders.us1:8080/';
@@ -21,6 +22,13 @@ async function until(isSo: () => boolean): Promise<void> {
 
 function open(dialer: Dialer): number {
   return dialer.stats().kedges.reduce((sum, { connections }) => sum + connections, 0);
+}
+
+/** A kedge that goes on while this process is busy. */
+async function kedgeProcess(t: TestContext) {
+  const { start, identity } = await kedgeProcesses(t, { director: {}, backendPool: {} });
+  const { ready } = await start('any');
+  return { identity, url: `https://127.0.0.1:${ready.port}` };
 }
 
 for (const protocol of ['h2', 'h1'] as const) {
@@ -155,6 +163,24 @@ for (const protocol of ['h2', 'h1'] as const) {
     });
   });
 }
+
+describe('a dial', () => {
+  it('is not late when this process was busy while it was answered', async (t) => {
+    const kedge = await kedgeProcess(t);
+    const dialer = createDialer({
+      identity: kedge.identity,
+      mapper: single({ kedge: kedge.url, serverName: KEDGE_NAME }),
+      connect: { timeoutMs: 200, handshakeTimeoutMs: 200 },
+    });
+    t.after(() => dialer.destroy());
+    const warm = dialer.warm(TARGET);
+    // The look-up and connect() are on their way by then.
+    await new Promise((resolve) => setImmediate(resolve));
+    for (const end = performance.now() + 400; performance.now() < end; );
+    await warm;
+    assert.equal(open(dialer), 1);
+  });
+});
 
 describe('a failed dial', () => {
   it('leaves no client behind', async (t) => {
