@@ -133,10 +133,9 @@ export class HttpPool implements WirePool {
         throw new Error('connected, which is all that was asked for');
       };
       const onResponseError = (_controller: unknown, error: Error) => reject(error);
-      // undici wants the others, too, and calls none of them.
-      const never = () => {};
-      const unused = { onResponseStart: never, onResponseData: never, onResponseEnd: never };
-      this.dispatch(CONNECT_ONLY, { onRequestStart, onResponseError, ...unused }, false);
+      // undici wants to have it and does not call it.
+      const onRequestUpgrade = () => {};
+      this.dispatch(CONNECT_ONLY, { onRequestStart, onResponseError, onRequestUpgrade }, false);
     });
   }
 

@@ -54,8 +54,11 @@ export function poolRequest(options: DispatchOptions, headers: FlatHeaders): Poo
   };
 }
 
-/** For whoever wants a connection and nothing else. */
-export const CONNECT_ONLY: PoolRequest = { path: '/', method: 'GET', servername: SERVERNAME };
+/**
+ * For whoever wants a connection and nothing else. Before a CONNECT undici waits for the SETTINGS of an HTTP/2 connection,
+ * without which it would take one call and open another connection for the next.
+ */
+export const CONNECT_ONLY: PoolRequest = { path: '/', method: 'CONNECT', servername: SERVERNAME };
 
 /**
  * A large body for an HTTP/1.1 connection: in pieces, undici knows that it is still being sent when an early answer ends,

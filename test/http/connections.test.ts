@@ -45,6 +45,16 @@ for (const protocol of ['h2', 'h1'] as const) {
       assert.equal(dialer.stats().inFlight, 0);
     });
 
+    it('has it ready for many calls at once', async (t) => {
+      const kedge = await startKedge(t);
+      const connections = protocol === 'h2' ? 4 : 1;
+      const dialer = kedge.dialer({ http: { protocol, connections } });
+      await dialer.warm(TARGET);
+      const call = async () => (await undici.request(TARGET, { dispatcher: dialer.dispatcher })).body.dump();
+      await Promise.all(Array.from({ length: 50 }, call));
+      assert.equal(kedge.handshakes, 1);
+    });
+
     it('looks again each time: it dials when the connection is gone, and fails when the kedge is', async (t) => {
       const kedge = await startKedge(t);
       const relay = await startRelay(t, kedge.port);
