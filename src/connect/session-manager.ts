@@ -12,9 +12,11 @@ import { isKedgeError, KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
 import { type CallTokens, checkCallHeaders, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
+import { Attempts } from '../rpc/attempts.ts';
+import { type Session, type SessionSettings, sessionSettings } from '../rpc/session.ts';
+import { type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { rpcCode } from '../rpc-code.ts';
 import type { Wire } from '../target.ts';
-import { sessionPool } from './pool.ts';
 import { Wait } from './wait.ts';
 
 /** The part of connect-node's session manager that its transports use. */
@@ -39,12 +41,15 @@ export class KedgeSessionManager implements ConnectSessionManager {
   readonly authority: string;
   private readonly core: Core;
   private readonly url: URL;
+  private readonly settings: SessionSettings;
+  private readonly pools = new WeakSet<SessionPool>();
 
   constructor(core: Core, baseUrl: string | URL) {
     const url = typeof baseUrl === 'string' ? URL.parse(baseUrl) : new URL(baseUrl);
     if (url === null) throw new KedgeError('ERR_KEDGE_TARGET', 'map', 'the base URL is not a URL');
     this.core = core;
     this.url = url;
+    this.settings = sessionSettings({ ...core.options.grpc, keepaliveWithoutCalls: false });
     // What a transport compares its own base URL with.
     this.authority = url.origin;
     hide(this, `KedgeSessionManager(${url.host})`);
@@ -98,10 +103,8 @@ export class KedgeSessionManager implements ConnectSessionManager {
     const keepsOwn = headers['authorization'] !== undefined && !tokens.overrideAuthorization;
     if (tokens.backendAuth !== undefined && !keepsOwn) sent['authorization'] = tokens.backendAuth;
     const stream = await this.dial(plan, target.authority, sent, signal);
-    const judge = ({
-      ':status': status,
-      'grpc-status': grpcStatus,
-    }: IncomingHttpHeaders & IncomingHttpStatusHeader) => {
+    const judge = (answer: IncomingHttpHeaders & IncomingHttpStatusHeader) => {
+      const { ':status': status, 'grpc-status': grpcStatus } = answer;
       // Who refused is not told apart: both sources may have fresh tokens for the next call.
       if (status !== 401 && status !== 407 && grpcStatus !== '16') return;
       plan.proxyAuth?.invalidate(tokens.proxyAuth);
@@ -126,22 +129,37 @@ export class KedgeSessionManager implements ConnectSessionManager {
     headers: OutgoingHttpHeaders,
     signal: AbortSignal,
   ): Promise<ClientHttp2Stream> {
-    const { kedges, options } = this.core;
-    const asked = new Set<number>();
-    for (;;) {
-      const index = kedges.choose(plan.hops, asked);
-      const hop = plan.hops[index]!;
-      if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', target, headers[':path'], hop.address.name);
-      asked.add(index);
-      try {
-        return await sessionPool(kedges.get(hop), options).stream((session) => session.request(headers), signal);
-      } catch (error) {
-        signal.throwIfAborted();
-        const isLast = asked.size >= Math.min(plan.hops.length, options.failover.attempts);
-        // What is not ours was thrown by the connection for this call's own headers.
-        if (isLast || !isKedgeError(error)) throw error;
+    const { core } = this;
+    const attempts = new Attempts(core, plan, (hop) => {
+      return this.join(sessionPool(core.kedges.get(hop), this.settings, core.options));
+    });
+    try {
+      for (;;) {
+        const session = attempts.next();
+        if (isKedgeError(session)) throw session;
+        if (session === 'wait') {
+          await changeOf(attempts.pools, signal);
+          continue;
+        }
+        const stream = openOn(session, headers);
+        if (stream === undefined) continue;
+        if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', target, headers[':path'], attempts.kedgeName);
+        // What ends it before its caller has it must not end the process.
+        stream.on('error', () => {});
+        return stream;
       }
+    } finally {
+      attempts.release();
     }
+  }
+
+  /** Its transport may call at any time: the last session of a pool stays open for it. */
+  private join(pool: SessionPool): SessionPool {
+    if (!this.pools.has(pool)) {
+      this.pools.add(pool);
+      pool.use();
+    }
+    return pool;
   }
 }
 
@@ -149,6 +167,30 @@ async function tokensOf(plan: Plan, signal: AbortSignal): Promise<CallTokens> {
   const [proxyAuth, backendAuth] = await Promise.all([plan.proxyAuth?.wait(signal), plan.backendAuth?.wait(signal)]);
   signal.throwIfAborted();
   return { proxyAuth, backendAuth, overrideAuthorization: plan.overrideAuthorization };
+}
+
+/** Resolves when something changes in one of the pools; rejects with the reason of `signal`. */
+async function changeOf(pools: readonly SessionPool[], signal: AbortSignal): Promise<void> {
+  signal.throwIfAborted();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const wake = () => resolve();
+  for (const pool of pools) pool.onChange(wake);
+  signal.addEventListener('abort', wake);
+  await promise;
+  signal.removeEventListener('abort', wake);
+  for (const pool of pools) pool.offChange(wake);
+  signal.throwIfAborted();
+}
+
+/** Undefined where the session has begun to close. */
+function openOn(session: Session, headers: OutgoingHttpHeaders): ClientHttp2Stream | undefined {
+  try {
+    return session.open(headers);
+  } catch (error) {
+    // Otherwise it was thrown for this call's own headers.
+    if (session.isUsable) throw error;
+    return undefined;
+  }
 }
 
 /** `application/grpc` and its kinds, but not gRPC-Web, as kedges tell. */

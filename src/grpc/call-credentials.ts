@@ -1,69 +1,88 @@
 import { CallCredentials, Metadata, status } from '@grpc/grpc-js';
-import type { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
 import type { CallTokens } from '../kedge/call-headers.ts';
 import { checkMetadata, setTokens } from './metadata.ts';
 
 type CallMetadataOptions = Parameters<CallCredentials['generateMetadata']>[0];
 
-/** The call that {@link ComposedCredentials} are for. */
+/** The call that {@link RouteCredentials} are for. */
 export interface CredentialsOwner {
   /** What goes out anyway; grpc-js adds what the credentials give. */
   readonly metadata: Metadata;
-  readonly tokens: CallTokens;
-  readonly ownBytes: number;
+  /** Those of the route, fetched if need be. */
+  tokensOf(): CallTokens | Promise<CallTokens>;
+  /** What the headers have besides, for their limit. */
+  ownBytes(tokens: CallTokens): number;
   /** Ends the call, before anything is sent. */
-  fail(error: Error, code: status): void;
+  fail(error: Error, code?: status): void;
 }
 
 /**
  * The caller's call credentials and the route's tokens as one: setCredentials() replaces, and two generators that both
  * give an authorization end the connection. Whatever goes wrong in the caller's ends this call only.
  */
-export class ComposedCredentials extends CallCredentials {
-  private readonly caller: CallCredentials;
+export class RouteCredentials extends CallCredentials {
+  private readonly caller: CallCredentials | undefined;
   private readonly owner: CredentialsOwner;
 
-  constructor(caller: CallCredentials, owner: CredentialsOwner) {
+  constructor(caller: CallCredentials | undefined, owner: CredentialsOwner) {
     super();
     this.caller = caller;
     this.owner = owner;
-    hide(this, 'ComposedCredentials');
+    hide(this, 'RouteCredentials');
   }
 
   override async generateMetadata(options: CallMetadataOptions): Promise<Metadata> {
+    let tokens: CallTokens;
+    try {
+      tokens = await this.owner.tokensOf();
+    } catch (error) {
+      throw this.ended(error as Error);
+    }
+    const generated = this.caller === undefined ? new Metadata() : await this.ask(this.caller, options);
+    try {
+      return this.merge(generated, tokens);
+    } catch (error) {
+      throw this.ended(error as Error, status.UNAUTHENTICATED);
+    }
+  }
+
+  private async ask(caller: CallCredentials, options: CallMetadataOptions): Promise<Metadata> {
     let generated: unknown;
     try {
-      generated = await this.caller.generateMetadata(options);
+      generated = await caller.generateMetadata(options);
     } catch (error) {
       throw error ?? noMetadata();
     }
     if (!(generated instanceof Metadata)) throw noMetadata();
-    try {
-      return this.merge(generated);
-    } catch (error) {
-      // grpc-js would keep no more than the text.
-      this.owner.fail(error as KedgeError, status.UNAUTHENTICATED);
-      throw withCode(error as Error, status.UNAUTHENTICATED);
-    }
+    return generated;
   }
 
   /** @throws {@link KedgeError} `ERR_KEDGE_REQUEST` */
-  private merge(generated: Metadata): Metadata {
-    const { metadata, tokens, ownBytes } = this.owner;
-    checkMetadata(generated, tokens.proxyAuth !== undefined, ownBytes);
+  private merge(generated: Metadata, tokens: CallTokens): Metadata {
+    const { metadata } = this.owner;
+    const own = this.owner.ownBytes(tokens);
+    checkMetadata(generated, tokens.proxyAuth !== undefined, own);
     const added = generated.clone();
     // An authorization in the call's own metadata is nearer to the call than its credentials.
-    if (metadata.get('authorization').length > 0) added.remove('authorization');
-    else setTokens(added, { ...tokens, proxyAuth: undefined });
+    if (metadata.get('authorization').length > 0) {
+      added.remove('authorization');
+      setTokens(added, { ...tokens, backendAuth: undefined });
+    } else setTokens(added, tokens);
     const all = metadata.clone();
     all.merge(added);
-    checkMetadata(all, false, ownBytes);
+    checkMetadata(all, false, own);
     return added;
   }
 
+  /** The call has ended with the error itself; grpc-js would keep no more than the text. */
+  private ended(error: Error, code?: status): Error {
+    this.owner.fail(error, code);
+    return withCode(error, status.UNAUTHENTICATED);
+  }
+
   override compose(other: CallCredentials): CallCredentials {
-    return new ComposedCredentials(this.caller.compose(other), this.owner);
+    return new RouteCredentials(this.caller?.compose(other) ?? other, this.owner);
   }
 
   override _equals(other: CallCredentials): boolean {

@@ -1,103 +1,57 @@
 import { inspect } from 'node:util';
 import { type CallCredentials, type experimental, Metadata, type StatusObject, status } from '@grpc/grpc-js';
-import type { Core } from '../core.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
-import type { Plan, Resolved } from '../mapper/router.ts';
+import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
+import type { Plan } from '../mapper/router.ts';
 import { reportedBy } from '../reported.ts';
-import { RouteTokens } from './call-tokens.ts';
-import type { Connection, Waiter } from './connection.ts';
-import { type CallBounds, Hold } from './hold.ts';
-import type { MethodConfig } from './method-config.ts';
-import { Outbox } from './outbox.ts';
-import { type GrpcPool, grpcPool, type SharedOptions } from './pool.ts';
-import {
-  isLost,
-  isUnsent,
-  type KedgeStatus,
-  lostStatus,
-  maySpeakOfSession,
-  previousAttempts,
-  statusOf,
-} from './status.ts';
+import { Attempts } from '../rpc/attempts.ts';
+import type { Session } from '../rpc/session.ts';
+import type { CallContext, CallInit } from './call-context.ts';
+import { RouteCredentials } from './call-credentials.ts';
+import { checkMetadata, setTokens } from './metadata.ts';
+import { Outgoing } from './outgoing.ts';
+import { markedOptions, type PickingCall } from './policy.ts';
+import { type KedgeStatus, statusOf } from './status.ts';
+import { StreamCall, type StreamEnd, type StreamListener, type StreamStatus } from './stream-call.ts';
 
 type Call = experimental.CallStream;
 type Listener = Parameters<Call['start']>[1];
 type MessageContext = Parameters<Call['sendMessageWithContext']>[0];
-type AuthContext = ReturnType<Call['getAuthContext']>;
-/** The arguments of `createCall()`, and what the channel adds. */
-export interface CallInit extends CallBounds {
-  readonly core: Core;
-  readonly resolved: Resolved;
-  readonly shared: SharedOptions;
-  /** Without grpc-js's retries: for what is left of a retry policy that another kedge has begun to use up. */
-  readonly sharedOnce: SharedOptions;
-  /** From the caller's channel credentials. */
-  readonly channelCredentials: CallCredentials | undefined;
-  readonly method: string;
-  readonly config: MethodConfig;
-  /** The calls of the channel that are held; it ends them when it is closed. */
-  readonly held: Set<KedgeCall>;
-  readonly host: string | null | undefined;
-}
-
-/** A connection that a call has a place on. */
-interface Place {
-  readonly hopIndex: number;
-  readonly pool: GrpcPool;
-  readonly shared: SharedOptions;
-  readonly connection: Connection;
-  /** Its streams are newer, see {@link Processed}. */
-  mark: number;
-}
-
-/** How long a kedge may take to connect before the call asks the route's next one as well, in ms (RFC 8305 §5). */
-const HEAD_START_MS = 250;
-/** How long a call with `waitForReady` rests when every kedge of its route has failed it, in ms. */
-const REST_MS = 300;
-let lastCallNumber = 0;
 
 /**
- * One call from `createCall()` to its status. Until a connection is there it is held here, so that it can move to the
- * route's next kedge; then every method is passed to grpc-js's own call.
+ * One call from `createCall()` to its status. grpc-js's own call does what calls do; this decides where it goes, adds what
+ * the route adds, and says what the dialer knows of a failure.
  */
-export class KedgeCall implements Call, Listener, Waiter {
+export class KedgeCall implements Call, Listener, PickingCall {
+  readonly context: CallContext;
+  metadata = new Metadata();
   private readonly init: CallInit;
-  private readonly callNumber: number;
-  private plan: Plan | undefined;
+  private credentials: CallCredentials | undefined;
   private authority: string;
-  /** The kedge it is at, or was last. */
-  private hopIndex = -1;
-  /** The kedges of the route that were tried, once there was reason to try another. */
-  private askedHops: Set<number> | undefined;
-  private callerCredentials: CallCredentials | undefined;
-  private metadata: Metadata | undefined;
-  private listener: Listener | undefined;
-  private deadline = Number.POSITIVE_INFINITY;
-  private tokens: RouteTokens | undefined;
-  private tokenWait: AbortController | undefined;
-  /** Several while kedges are connecting; the first to be ready gets the call. */
-  private places: Place[] = [];
-  private headStart: NodeJS.Timeout | undefined;
+  private plan: Plan | undefined;
+  private attempts: Attempts | undefined;
+  /** From `start()` on: before that grpc-js's would end, by its deadline, with nobody to tell. */
   private live: Call | undefined;
-  private ended = false;
-  /** The backend's headers are here, and what a kedge or gateway says in them in the backend's place. */
-  private answered = false;
-  private reported: KedgeError | undefined;
-  /** How often it may have been executed, on kedges that it left. */
-  private executions = 0;
-  /** How the caller ended it before anybody listened, or on grpc-js's call. */
+  private outgoing: Outgoing | undefined;
+  private listener: Listener | undefined;
+  /** How the caller ended it before anybody listened; interceptors may start a call long after it was made. */
   private cancelled: StatusObject | undefined;
-  private readonly outbox = new Outbox();
-  private held: Hold | undefined;
-  private rest: NodeJS.Timeout | undefined;
+  private tokens: CallTokens | undefined;
+  private tokenWait: AbortController | undefined;
+  /** Of its stream. */
+  private session: Session | undefined;
+  /** What a kedge or gateway says in the headers in the backend's place. */
+  private reported: KedgeError | undefined;
+  /** Why the last attempt failed, by the metadata of the status that says so. */
+  private failure: { readonly metadata: Metadata; readonly cause: KedgeError } | undefined;
+  private isOver = false;
 
-  constructor(init: CallInit) {
+  constructor(context: CallContext, init: CallInit) {
+    this.context = context;
     this.init = init;
-    this.callerCredentials = init.channelCredentials;
-    this.authority = init.resolved.target.authority;
-    lastCallNumber += 1;
-    this.callNumber = lastCallNumber;
+    this.authority = init.authority;
+    this.credentials = init.credentials;
   }
 
   /** Its headers hold tokens: whoever prints it sees where it goes. */
@@ -109,349 +63,264 @@ export class KedgeCall implements Call, Listener, Waiter {
     return this[inspect.custom]();
   }
 
-  /** Before `start()`: the call ends with this as soon as somebody listens. */
-  refuse(error: KedgeError): void {
-    this.cancelled = statusOf(error, this.authority);
-  }
-
   // -- the caller's side
 
   start(metadata: Metadata, listener: Listener): void {
-    const { core } = this.init;
-    this.metadata = metadata;
+    const { context, init } = this;
     this.listener = listener;
-    core.begin();
+    context.core.begin();
     if (this.cancelled !== undefined) {
       this.end(this.cancelled);
       return;
     }
     try {
-      const { config, deadline, method } = this.init;
-      this.deadline = Math.min(Number(deadline), Date.now() + config.timeoutMs);
-      const plan = this.route();
-      this.plan = plan;
-      if (plan.hops.length > 1) this.outbox.keepUpTo(core.options.failover.replayBytes);
-      this.tokens = new RouteTokens(plan, this.authority, method);
-      this.tokens.check(metadata);
+      const { target, plan } = context.route(init.host);
+      this.authority = target.authority;
+      this.plan = plan!;
+      this.attempts = new Attempts(context.core, plan!, context.poolOf);
+      this.live = context.createLive(init, target.authority);
+      this.outgoing = new Outgoing(this.live);
+      this.metadata = this.prepare(metadata, plan!);
     } catch (error) {
       this.fail(error as Error);
       return;
     }
-    if (this.tokens.areThere) this.attempt();
-    else this.waitForTokens(this.tokens);
+    context.core.waiting.add(this);
+    this.live.start(this.metadata, this);
   }
 
   sendMessageWithContext(context: MessageContext, message: Buffer): void {
-    if (!this.ended) this.outbox.send(context, message);
+    if (!this.isOver) this.outgoing!.send(context, message);
   }
 
   startRead(): void {
-    this.outbox.startRead();
+    if (!this.isOver) this.live!.startRead();
   }
 
   halfClose(): void {
-    this.outbox.halfClose();
+    if (!this.isOver) this.outgoing!.end();
   }
 
   cancelWithStatus(code: status, details: string): void {
-    const given = { code, details, metadata: new Metadata() };
-    if (this.live === undefined) {
-      this.end(given);
-    } else {
-      this.cancelled = given;
-      this.live.cancelWithStatus(code, details);
-    }
+    if (this.live !== undefined) this.live.cancelWithStatus(code, details);
+    else this.cancelled ??= { code, details, metadata: new Metadata() };
   }
 
   /** grpc-js's clients call this with the credentials of the call; the route's tokens and the channel's stay. */
   setCredentials(credentials: CallCredentials): void {
-    this.callerCredentials = this.init.channelCredentials?.compose(credentials) ?? credentials;
+    this.credentials = this.init.credentials?.compose(credentials) ?? credentials;
   }
 
   getPeer(): string {
-    return this.live?.getPeer() ?? this.authority;
+    return this.session?.peer ?? this.authority;
   }
 
   getCallNumber(): number {
-    return this.callNumber;
+    return this.live?.getCallNumber() ?? 0;
   }
 
-  getAuthContext(): AuthContext {
+  getAuthContext(): ReturnType<Call['getAuthContext']> {
     return this.live?.getAuthContext() ?? null;
   }
 
   // -- grpc-js's side
 
   onReceiveMetadata(metadata: Metadata): void {
-    this.outbox.commit();
-    this.places[0]?.pool.answered();
-    this.answered = true;
-    // Of what is no gRPC answer grpc-js makes a status by its HTTP code, and forgets the headers.
-    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.kedgeName });
-    if (!this.ended) this.listener!.onReceiveMetadata(metadata);
+    // Of what is no gRPC answer there will be a status by its HTTP code, without the headers.
+    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.attempts!.kedgeName });
+    if (!this.isOver) this.listener!.onReceiveMetadata(metadata);
   }
 
   onReceiveMessage(message: unknown): void {
-    if (!this.ended) this.listener!.onReceiveMessage(message);
+    if (!this.isOver) this.listener!.onReceiveMessage(message);
   }
 
   onReceiveStatus(received: StatusObject): void {
-    if (this.ended) return;
-    if (this.mayMove(received) && this.moveOnFrom()) return;
-    const final = this.explain(received);
+    if (this.isOver) return;
+    const final = this.explained(received);
     this.finish();
     if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, status[received.code]);
-    if (received.code === status.UNAUTHENTICATED) this.tokens!.invalidate();
+    if (received.code === status.UNAUTHENTICATED) this.invalidateTokens();
     this.listener!.onReceiveStatus(final);
   }
 
-  // -- the connection's side
+  // -- the policy's side
 
-  ready(connection: Connection): void {
-    if (this.ended) return;
-    const place = this.places.find((each) => each.connection === connection)!;
-    for (const other of this.places) if (other !== place) this.leave(other);
-    this.places = [place];
+  pick(): Session | 'over' | 'wait' | StatusObject {
+    const { core } = this.context;
+    if (this.isOver) return 'over';
+    const picked = this.attempts!.next();
+    if (isKedgeError(picked)) return this.none(picked);
+    if (picked === 'wait') {
+      core.waiting.add(this);
+      return picked;
+    }
+    core.waiting.delete(this);
+    if (this.credentials === undefined || picked.isSecure) return picked;
+    const reason = 'call credentials are not sent to a kedge over plain http';
+    this.fail(new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: this.attempts!.kedgeName }));
+    return 'over';
+  }
+
+  open(
+    session: Session,
+    metadata: Metadata,
+    authority: string,
+    listener: StreamListener,
+    callNumber: number,
+  ): StreamCall {
+    const { context } = this;
+    const { method } = this.init;
+    const { at, kedgeName } = this.attempts!;
+    if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, method, kedgeName);
+    const headers = metadata.toHttp2Headers();
+    headers[':authority'] = authority;
+    headers[':method'] = 'POST';
+    headers[':path'] = method;
+    headers['user-agent'] = context.userAgent;
+    headers['content-type'] = 'application/grpc';
+    headers['te'] = 'trailers';
     try {
-      this.goLive(place);
+      const stream = session.open(headers);
+      this.attempts!.opened();
+      this.session = session;
+      const onEnd = (end: StreamEnd, final: StreamStatus) => this.ended(end, final, session, at);
+      return new StreamCall(stream, session, context.maxMessageBytes, callNumber, listener, onEnd);
     } catch (error) {
-      // Others wait for the same connection.
-      this.fail(error as Error);
+      // grpc-js makes another attempt at once, and would for ever if it were for these headers.
+      if (session.isUsable) this.fail(error as Error);
+      throw error;
     }
   }
 
-  failed(connection: Connection, error: KedgeError): void {
-    if (this.ended) return;
-    const index = this.places.findIndex((each) => each.connection === connection);
-    const [place] = this.places.splice(index, 1);
-    this.leave(place!);
-    this.moveOn(error);
+  // -- the credentials' side
+
+  /** The route's tokens, of which one was not at hand at the start. */
+  tokensOf(): CallTokens | Promise<CallTokens> {
+    return this.tokens ?? this.waitForTokens();
+  }
+
+  ownBytes(tokens: CallTokens): number {
+    return ownBytes(this.authority, this.init.method, tokens);
   }
 
   /** Ends the call with what went wrong before or outside the backend. */
   readonly fail = (error: Error, code?: status): void => {
-    if (this.ended) return;
+    if (this.isOver) return;
     const final = statusOf(error, this.authority, code);
     if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, final.details);
-    this.live?.cancelWithStatus(status.CANCELLED, 'the connection is gone');
     this.end(final);
+    this.live?.cancelWithStatus(status.CANCELLED, 'the call is over');
   };
 
-  // -- stages
-
-  /** A `host` of the call's own is mapped like any other target, so it cannot carry tokens elsewhere. */
-  private route(): Plan {
-    const { core, host, resolved } = this.init;
-    if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
-    const own = host === undefined || host === null || host === this.authority ? resolved : core.resolve('grpc', host);
-    this.authority = own.target.authority;
-    if (own.plan !== undefined) return own.plan;
-    throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'the host of a call through a kedge is a kedge destination');
-  }
-
-  private waitForTokens(tokens: RouteTokens): void {
-    this.tokenWait = new AbortController();
-    this.init.core.waiting.add(this);
-    this.hold();
-    tokens
-      .wait(this.tokenWait.signal)
-      .then(() => {
-        if (this.ended) return;
-        this.tokenWait = undefined;
-        tokens.check(this.metadata!);
-        this.attempt();
-      })
-      .catch(this.fail);
-  }
-
-  private attempt(next?: number): void {
-    const { core, method } = this.init;
-    core.waiting.delete(this);
-    let place: Place;
-    try {
-      const hopIndex = next ?? core.kedges.choose(this.plan!.hops);
-      this.hopIndex = hopIndex;
-      const hop = this.plan!.hops[hopIndex]!;
-      if (!hop.address.secure && this.callerCredentials !== undefined) {
-        const reason = 'call credentials are not sent to a kedge over plain http';
-        throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: hop.address.name });
-      }
-      if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, method, hop.address.name);
-      const pool = grpcPool(core.kedges.get(hop), core.options);
-      const shared = this.executions === 0 ? this.init.shared : this.init.sharedOnce;
-      const connection = pool.acquire(shared, this.fail);
-      if (isKedgeError(connection)) {
-        this.moveOn(connection);
-        return;
-      }
-      place = { hopIndex, pool, shared, connection, mark: 0 };
-    } catch (error) {
-      // Certificate files may come yet, as a kedge may.
-      if (isKedgeError(error) && error.code === 'ERR_KEDGE_IDENTITY') this.restOrFail(error);
-      else this.fail(error as Error);
-      return;
-    }
-    this.places.push(place);
-    const { connection } = place;
-    if (connection.state === 'ready') {
-      this.ready(connection);
-      return;
-    }
-    this.hold();
-    connection.wait(this);
-    if (this.plan!.hops.length > 1) this.giveHeadStart(connection);
-  }
-
-  /** A kedge that is slow to connect keeps no call from the next one (as clients do with addresses, RFC 8305). */
-  private giveHeadStart(connection: Connection): void {
-    clearTimeout(this.headStart);
-    const left = HEAD_START_MS - (performance.now() - connection.since);
-    const askNext = () => {
-      const next = this.nextHop();
-      if (next !== -1) this.attempt(next);
+  /** What is sent, with the tokens that are at hand. */
+  private prepare(metadata: Metadata, plan: Plan): Metadata {
+    const tokens = {
+      proxyAuth: plan.proxyAuth?.peek(),
+      backendAuth: plan.backendAuth?.peek(),
+      overrideAuthorization: plan.overrideAuthorization,
     };
-    if (left <= 0) askNext();
-    else this.headStart = setTimeout(askNext, left);
+    checkMetadata(metadata, plan.proxyAuth !== undefined, this.ownBytes(tokens));
+    const sent = metadata.clone();
+    sent.setOptions(markedOptions(metadata, this));
+    if (plan.overrideAuthorization && plan.backendAuth !== undefined) sent.remove('authorization');
+    const isMissing =
+      (plan.proxyAuth !== undefined && tokens.proxyAuth === undefined) ||
+      (plan.backendAuth !== undefined && tokens.backendAuth === undefined);
+    if (!isMissing) this.tokens = tokens;
+    if (isMissing || this.credentials !== undefined) {
+      this.live!.setCredentials(new RouteCredentials(this.credentials, this));
+    } else setTokens(sent, tokens);
+    return sent;
   }
 
-  /** After a failure: nothing of the call has been sent. */
-  private moveOn(error: KedgeError): void {
-    const next = this.nextHop();
-    if (next !== -1) this.attempt(next);
-    else this.restOrFail(error);
-  }
-
-  private restOrFail(error: KedgeError): void {
-    if (this.places.length > 0) return;
-    if (this.metadata!.getOptions().waitForReady) {
-      this.askedHops = undefined;
-      this.hold();
-      this.init.core.waiting.add(this);
-      this.rest = setTimeout(() => this.attempt(), REST_MS);
-    } else this.fail(error);
-  }
-
-  /** -1 also where a kedge cannot be made any more: the call has a better reason to end than that. */
-  private nextHop(): number {
-    const { kedges, options } = this.init.core;
-    this.askedHops ??= new Set();
-    this.askedHops.add(this.hopIndex);
-    if (this.askedHops.size >= options.failover.attempts) return -1;
+  private async waitForTokens(): Promise<CallTokens> {
+    const { core } = this.context;
+    const { proxyAuth, backendAuth, overrideAuthorization } = this.plan!;
+    this.tokenWait = new AbortController();
+    const { signal } = this.tokenWait;
+    core.waiting.add(this);
     try {
-      return kedges.choose(this.plan!.hops, this.askedHops);
-    } catch {
-      return -1;
+      const [proxy, backend] = await Promise.all([proxyAuth?.wait(signal), backendAuth?.wait(signal)]);
+      this.tokens = { proxyAuth: proxy, backendAuth: backend, overrideAuthorization };
+      return this.tokens;
+    } finally {
+      this.tokenWait = undefined;
+      core.waiting.delete(this);
     }
   }
 
-  /**
-   * Whether another kedge may be asked: nothing of the answer has come, and the call cannot have run, or may run again by
-   * the caller's own retry policy. What grpc-js did of that within this kedge counts.
-   */
-  private mayMove(received: StatusObject): boolean {
-    if (!this.outbox.isKept || this.cancelled !== undefined) return false;
-    const { config } = this.init;
-    const previous = previousAttempts(received);
-    const unsent = isUnsent(received) || (previous === 0 && this.isUnprocessed(received));
-    if (!unsent && !(config.retriesUnavailable && isLost(received))) return false;
-    const executions = this.executions + previous + (unsent ? 0 : 1);
-    if (executions > 0 && executions >= config.maxAttempts) return false;
-    this.executions = executions;
-    return true;
+  /** No kedge can be had: grpc-js fails the call, tries again by the caller's policy, or has it wait. */
+  private none(error: KedgeError): 'over' | StatusObject {
+    const isPatient = this.metadata.getOptions().waitForReady === true && error.code !== 'ERR_KEDGE_CLOSED';
+    const final = statusOf(error, this.authority);
+    if (isPatient) {
+      this.context.core.waiting.add(this);
+      this.context.lookAgain();
+    } else if (final.code !== status.UNAVAILABLE) {
+      // Which grpc-js would not pass on as it is, for it did not come from the backend.
+      this.fail(error);
+      return 'over';
+    }
+    this.failure = final;
+    return final;
   }
 
-  private isUnprocessed(received: StatusObject): boolean {
-    const [place] = this.places;
-    return place !== undefined && maySpeakOfSession(received) && place.connection.processed.noneAfter(place.mark);
+  /** The stream ended without a status of the backend's. */
+  private ended(end: StreamEnd, final: StreamStatus, session: Session, at: number): void {
+    if (end === 'reset' || this.isOver) return;
+    this.session = undefined;
+    this.context.core.waiting.add(this);
+    this.attempts!.turnedAway(at);
+    const kedge = this.plan!.hops[at]!.address.name;
+    const context = { target: this.authority, kedge };
+    const cause =
+      session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', final.details, context);
+    this.failure = { metadata: final.metadata, cause };
   }
 
-  private moveOnFrom(): boolean {
-    const next = this.nextHop();
-    if (next === -1) return false;
-    this.live = undefined;
-    this.outbox.disconnect();
-    for (const place of this.places.splice(0)) this.leave(place);
-    this.hold();
-    this.attempt(next);
-    return true;
-  }
-
-  private hold(): void {
-    const { deadline } = this;
-    const { held, parentCall, propagateFlags } = this.init;
-    held.add(this);
-    this.held ??= new Hold(
-      { deadline, parentCall, propagateFlags },
-      () => {
-        const where =
-          this.kedgeName === undefined ? 'waiting for a token' : `waiting for a connection to kedge ${this.kedgeName}`;
-        this.cancelWithStatus(status.DEADLINE_EXCEEDED, `Deadline exceeded while ${where}`);
-      },
-      () => this.cancelWithStatus(status.CANCELLED, 'Cancelled by parent call'),
-    );
-  }
-
-  private letGo(): void {
-    clearTimeout(this.headStart);
-    this.init.held.delete(this);
-    this.held?.release();
-    this.held = undefined;
-  }
-
-  private goLive(place: Place): void {
-    this.letGo();
-    const { connection } = place;
-    this.hopIndex = place.hopIndex;
-    place.mark = connection.processed.mark;
-    const { method, parentCall, propagateFlags } = this.init;
-    const call = connection.createCall(method, this.deadline, this.authority, parentCall, propagateFlags);
-    const metadata = this.metadata!.clone();
-    this.tokens!.give(call, metadata, this.callerCredentials, this.fail);
-    this.live = call;
-    call.start(metadata, this);
-    this.outbox.connect(call);
-  }
-
-  /** What grpc-js received, with its cause where that is the connection, or the kedge in the backend's place. */
-  private explain(received: StatusObject): StatusObject {
-    const { authority: target, kedgeName: kedge } = this;
+  /** What grpc-js says, with what we know. */
+  private explained(received: StatusObject): StatusObject {
+    const { failure, attempts } = this;
     if (received.code === status.OK) return received;
-    const cause = this.reported ?? reportedBy(received.metadata, { target, kedge });
-    if (cause !== undefined) return { ...received, cause } as KedgeStatus;
-    // A backend may well say "Connection dropped" after its headers; then the connection is still there.
-    if (this.answered && this.places[0]?.connection.state === 'ready') return received;
-    return lostStatus(received, target, kedge);
+    const { kedgeName } = attempts!;
+    const reported = this.reported ?? reportedBy(received.metadata, { target: this.authority, kedge: kedgeName });
+    if (reported !== undefined) return { ...received, cause: reported } as KedgeStatus;
+    if (failure !== undefined && failure.metadata === received.metadata) {
+      const { cause } = failure;
+      return { ...received, details: cause.message, cause } as KedgeStatus;
+    }
+    const isSent = this.session !== undefined || kedgeName === undefined;
+    if (received.code !== status.DEADLINE_EXCEEDED || isSent) return received;
+    const where =
+      this.tokenWait === undefined ? `waiting for a connection to kedge ${kedgeName}` : 'waiting for a token';
+    return { ...received, details: `Deadline exceeded while ${where}` };
   }
 
-  private get kedgeName(): string | undefined {
-    return this.plan?.hops[this.hopIndex]?.address.name;
-  }
-
-  private leave({ pool, shared, connection }: Place): void {
-    connection.forget(this);
-    pool.release(shared, connection, this.fail);
+  /** Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon. */
+  private invalidateTokens(): void {
+    for (const name of ['proxyAuth', 'backendAuth'] as const) {
+      const auth = this.plan![name];
+      try {
+        auth?.invalidate(this.tokens?.[name]);
+      } catch (error) {
+        // The source's own trouble: the call has its status, whatever that says.
+        debug.auth('%s: invalidate() failed: %s', auth?.source.name, (error as Error)?.name);
+      }
+    }
   }
 
   private end(final: StatusObject): void {
-    if (this.ended) return;
-    if (this.listener === undefined) {
-      // Interceptors may start a call long after it was made.
-      this.cancelled ??= final;
-      return;
-    }
-    this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'token', 'the call is over'));
     this.finish();
     // As grpc-js does: never from within start() or cancel().
     process.nextTick(() => this.listener!.onReceiveStatus(final));
   }
 
   private finish(): void {
-    this.ended = true;
-    this.outbox.close();
-    this.letGo();
-    clearTimeout(this.rest);
-    for (const place of this.places) this.leave(place);
-    this.init.core.waiting.delete(this);
-    this.init.core.end();
+    this.isOver = true;
+    this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'token', 'the call is over'));
+    this.attempts?.release();
+    this.context.core.waiting.delete(this);
+    this.context.core.end();
   }
 }

@@ -5,18 +5,19 @@ import {
   type ChannelOptions,
   connectivityState,
   credentials,
-  type Deadline,
   type experimental,
 } from '@grpc/grpc-js';
 import type { Core } from '../core.ts';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
+import type { Hop } from '../kedge/kedge.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
+import { type SessionSettings, sessionSettings } from '../rpc/session.ts';
+import { type PoolState, peekSessionPool, type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { KedgeCall } from './call.ts';
-import type { ParentCall } from './hold.ts';
-import { type MethodConfigs, methodConfigs } from './method-config.ts';
-import { countClient, type GrpcPool, grpcPool, type PoolState, type SharedOptions } from './pool.ts';
-import { Watched } from './watched.ts';
+import type { CallContext, CallInit } from './call-context.ts';
+import { Connectivity } from './connectivity.ts';
+import { type PolicyRoute, policyOptions, policyTarget } from './policy.ts';
 
 /** Options that would change what is dialled or which name is verified; the route decides both. */
 const REFUSED = [
@@ -27,34 +28,41 @@ const REFUSED = [
 ] as const;
 
 const STATES: Readonly<Record<PoolState, connectivityState>> = {
-  connecting: connectivityState.CONNECTING,
   ready: connectivityState.READY,
+  connecting: connectivityState.CONNECTING,
   idle: connectivityState.IDLE,
   failed: connectivityState.TRANSIENT_FAILURE,
-  closed: connectivityState.IDLE,
 };
 /** The state of a route with several kedges is the best of theirs. */
-const BEST_FIRST: readonly PoolState[] = ['ready', 'connecting', 'idle', 'failed', 'closed'];
+const BEST_FIRST = Object.keys(STATES) as PoolState[];
+/** How long a call with `waitForReady` rests when every kedge of its route has failed it, in ms. */
+const REST_MS = 300;
 /** How long TRANSIENT_FAILURE lasts where no kedge could be made, such as without certificate files, in ms. */
 const COOL_MS = 250;
+const DEFAULT_MAX_MESSAGE_BYTES = 4 * 1024 * 1024;
 /** The longest that grpc-js can write as `grpc-timeout`, in ms: 8 digits of hours. */
 const MAX_TIMEOUT_MS = 1e8 * 3_600_000;
 
+type CreateCall = ChannelInterface['createCall'];
+
 /**
- * The channel of one client: a facade over connections that it shares with others. Closing it takes no connection from
- * anybody.
+ * The channel of one client: grpc-js's own, with our policy, over connections that it shares with others. Closing it takes
+ * no connection from anybody.
  */
-export class KedgeChannel implements ChannelInterface {
-  private readonly core: Core;
+export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute {
+  readonly userAgent: string;
+  readonly maxMessageBytes: number;
+  readonly core: Core;
   private readonly address: string;
   private readonly resolved: Resolved;
   private readonly plan: Plan;
-  private readonly shared: SharedOptions;
-  private readonly sharedOnce: SharedOptions;
-  private readonly configs: MethodConfigs;
+  private readonly settings: SessionSettings;
   private readonly channelCredentials: CallCredentials | undefined;
-  private readonly watched: Watched;
-  private readonly held = new Set<KedgeCall>();
+  private readonly inner: Channel;
+  private readonly connectivity: Connectivity;
+  private readonly pools = new Set<SessionPool>();
+  private pickAgain: (() => void) | undefined;
+  private rest: NodeJS.Timeout | undefined;
   private cooling: NodeJS.Timeout | undefined;
   private closed = false;
 
@@ -70,56 +78,45 @@ export class KedgeChannel implements ChannelInterface {
     this.resolved = resolved;
     this.plan = resolved.plan!;
     this.channelCredentials = channelCredentials;
-    hide(this, `KedgeChannel(${resolved.target.authority})`);
-    this.shared = shareable(options, core, resolved.target.authority);
-    const { key, options: own } = this.shared;
-    this.sharedOnce = { key: `${key} once`, options: { ...own, 'grpc.enable_retries': 0 } };
-    this.configs = methodConfigs(options);
-    this.count(1);
-    this.watched = new Watched({
-      pools: () => this.pools(),
-      state: () => this.state(),
-      isClosed: () => this.closed || core.closed,
-    });
+    const { authority } = resolved.target;
+    const refused = REFUSED.find((name) => Object.hasOwn(options, name));
+    if (refused !== undefined) {
+      const reason = `channel option \`${refused}\`: the route decides what is dialled and verified`;
+      throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target: authority });
+    }
+    hide(this, `KedgeChannel(${authority})`);
+    this.settings = settingsOf(options, core.options.grpc);
+    this.connectivity = new Connectivity(() => this.getConnectivityState(false));
+    this.userAgent = [options['grpc.primary_user_agent'], GRPC_JS, options['grpc.secondary_user_agent']]
+      .filter(Boolean)
+      .join(' ');
+    this.maxMessageBytes = options['grpc.max_receive_message_length'] ?? DEFAULT_MAX_MESSAGE_BYTES;
+    this.inner = this.open(options);
   }
 
   /** @throws TypeError where grpc-js's own does: it would throw it later, when nobody can hear it */
-  createCall(
-    method: string,
-    deadline: Deadline,
-    host: string | null | undefined,
-    parentCall: unknown,
-    propagateFlags: number | null | undefined,
-  ): experimental.CallStream {
+  createCall(...[method, deadline, host, parentCall, propagateFlags]: Parameters<CreateCall>): KedgeCall {
     if (typeof method !== 'string') throw new TypeError('Channel#createCall: method must be a string');
     if (!(typeof deadline === 'number' || deadline instanceof Date) || Number.isNaN(Number(deadline))) {
       throw new TypeError('Channel#createCall: deadline must be a number or Date');
     }
-    const call = new KedgeCall({
-      core: this.core,
-      resolved: this.resolved,
-      shared: this.shared,
-      sharedOnce: this.sharedOnce,
-      channelCredentials: this.channelCredentials,
-      method,
-      config: this.configs(method),
-      held: this.held,
-      deadline: Number(deadline) - Date.now() < MAX_TIMEOUT_MS ? deadline : Number.POSITIVE_INFINITY,
-      host,
-      parentCall: (parentCall as ParentCall | undefined) ?? null,
-      propagateFlags,
-    });
-    // A status with a code, where grpc-js's own channel throws an error without one.
-    if (this.closed) call.refuse(clientClosed());
-    return call;
+    const { authority } = this.resolved.target;
+    const credentials = this.channelCredentials;
+    return new KedgeCall(this, { method, deadline, host, parentCall, propagateFlags, authority, credentials });
   }
 
-  /** As grpc-js's: calls that are under way go on, those that still wait for a connection end. */
+  /** As grpc-js's: calls that are under way go on, those that still wait end. */
   close(): void {
-    if (!this.closed) this.count(-1);
+    if (this.closed) return;
     this.closed = true;
-    for (const call of [...this.held]) call.fail(clientClosed());
-    this.watched.check();
+    clearTimeout(this.rest);
+    clearTimeout(this.cooling);
+    for (const call of this.core.waiting) {
+      if (call instanceof KedgeCall && call.context === this) call.fail(clientClosed());
+    }
+    this.inner.close();
+    for (const pool of [...this.pools]) this.leave(pool);
+    this.connectivity.check();
   }
 
   getTarget(): string {
@@ -130,16 +127,9 @@ export class KedgeChannel implements ChannelInterface {
   getConnectivityState(tryToConnect: boolean): connectivityState {
     if (this.closed || this.core.closed) return connectivityState.SHUTDOWN;
     const state = this.state();
-    if (!tryToConnect || state === connectivityState.READY || state === connectivityState.CONNECTING) return state;
-    const { kedges, options } = this.core;
-    const { hops } = this.plan;
-    const hop = hops.find(({ key }) => kedges.find(key)?.breaker.isClosed ?? true) ?? hops[0]!;
-    try {
-      grpcPool(kedges.get(hop), options).state(this.shared, true);
-    } catch {
-      this.cool();
-    }
-    return this.state();
+    if (!tryToConnect || state === 'ready' || state === 'connecting') return STATES[state];
+    this.connect();
+    return STATES[this.state()];
   }
 
   /**
@@ -152,82 +142,134 @@ export class KedgeChannel implements ChannelInterface {
     callback: (error?: Error) => void,
   ): void {
     if (this.closed || this.core.closed) throw clientClosed();
-    this.watched.add(currentState, Number(deadline), callback);
+    this.connectivity.watch(currentState, Number(deadline), callback);
   }
 
   getChannelzRef(): ReturnType<ChannelInterface['getChannelzRef']> {
-    // Of no channelz: the connections behind this have entries of their own.
-    return { kind: 'channel', id: 0, name: this.address } as ReturnType<ChannelInterface['getChannelzRef']>;
+    return this.inner.getChannelzRef();
   }
 
-  private count(by: 1 | -1): void {
-    for (const shared of [this.shared, this.sharedOnce]) countClient(this.core.options, shared, by);
+  // -- for its calls
+
+  /** A `host` of the call's own is mapped like any other target, so it cannot carry tokens elsewhere. */
+  route(host: string | null | undefined): Resolved {
+    const { core } = this;
+    // A status with a code, where grpc-js's own channel throws an error without one.
+    if (this.closed) throw clientClosed();
+    if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
+    if (host === undefined || host === null || host === this.resolved.target.authority) return this.resolved;
+    const resolved = core.resolve('grpc', host);
+    if (resolved.plan !== undefined) return resolved;
+    throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'the host of a call through a kedge is a kedge destination');
   }
 
-  /** Of the kedges that are in use. */
-  private pools(): GrpcPool[] {
-    const { kedges, options } = this.core;
-    const used = this.plan.hops.map(({ key }) => kedges.find(key)).filter((kedge) => kedge !== undefined);
-    // One that is just being given up may still be found.
-    return used.map((kedge) => grpcPool(kedge, options)).filter(({ closed }) => !closed);
+  createLive({ method, deadline, parentCall, propagateFlags }: CallInit, authority: string): experimental.CallStream {
+    const until = Number(deadline) - Date.now() < MAX_TIMEOUT_MS ? deadline : Number.POSITIVE_INFINITY;
+    return this.inner.createCall(method, until, authority, parentCall as never, propagateFlags as never);
   }
 
-  private state(): connectivityState {
-    const states = this.pools().map((pool) => pool.state(this.shared, false));
-    // A kedge that is not in use is idle.
-    if (states.length < this.plan.hops.length) states.push(this.cooling === undefined ? 'idle' : 'failed');
-    return STATES[BEST_FIRST.find((state) => states.includes(state))!];
+  readonly poolOf = (hop: Hop): SessionPool => {
+    const pool = sessionPool(this.core.kedges.get(hop), this.settings, this.core.options);
+    this.join(pool);
+    return pool;
+  };
+
+  lookAgain(): void {
+    this.rest ??= setTimeout(() => {
+      this.rest = undefined;
+      this.pickAgain?.();
+    }, REST_MS).unref();
   }
 
-  private cool(): void {
-    clearTimeout(this.cooling);
-    this.cooling = setTimeout(() => {
-      this.cooling = undefined;
-      this.watched.check();
-    }, COOL_MS).unref();
+  // -- for its policy
+
+  follow(again: (() => void) | undefined): void {
+    this.pickAgain = again;
+  }
+
+  private open(options: ChannelOptions): Channel {
+    const { authority } = this.resolved.target;
+    try {
+      // Its own credentials dial nothing.
+      return new Channel(policyTarget(authority), credentials.createInsecure(), {
+        // What another kedge is sent again; with one, grpc-js's own measure.
+        ...(this.plan.hops.length > 1 && { 'grpc.per_rpc_retry_buffer_size': this.core.options.failover.replayBytes }),
+        ...options,
+        ...policyOptions(this, options['grpc.service_config']),
+        'grpc.enable_http_proxy': 0,
+      });
+    } catch (cause) {
+      // Nothing else of the options is read so early.
+      const reason = 'channel option `grpc.service_config` is not a service config';
+      throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target: authority, cause });
+    }
+  }
+
+  /** Of the kedges that are in use; one that is not is idle. */
+  private state(): PoolState {
+    const states = this.plan.hops.map((hop): PoolState => {
+      const kedge = this.core.kedges.find(hop.key);
+      const pool = kedge === undefined ? undefined : peekSessionPool(kedge, this.settings);
+      if (pool === undefined || pool.closed) return this.cooling === undefined ? 'idle' : 'failed';
+      this.join(pool);
+      return pool.state;
+    });
+    return BEST_FIRST.find((state) => states.includes(state))!;
+  }
+
+  /** Dials for who asks for a connection without a call. */
+  private connect(): void {
+    const { kedges } = this.core;
+    try {
+      this.poolOf(this.plan.hops[kedges.likely(this.plan.hops)]!).choose();
+    } catch {
+      // It has no certificate, say.
+      clearTimeout(this.cooling);
+      this.cooling = setTimeout(() => {
+        this.cooling = undefined;
+        this.connectivity.check();
+      }, COOL_MS).unref();
+    }
+    this.connectivity.check();
+  }
+
+  private readonly changed = (): void => {
+    let isGivenUp = false;
+    for (const pool of this.pools) {
+      isGivenUp ||= pool.kedge.closed;
+      if (pool.gone) this.leave(pool);
+    }
+    this.pickAgain?.();
+    if (isGivenUp) this.connectivity.slowDown();
+    else this.connectivity.check();
+  };
+
+  private join(pool: SessionPool): void {
+    if (this.pools.has(pool) || this.closed) return;
+    this.pools.add(pool);
+    pool.use();
+    pool.onChange(this.changed);
+  }
+
+  private leave(pool: SessionPool): void {
+    if (!this.pools.delete(pool)) return;
+    pool.unuse();
+    pool.offChange(this.changed);
   }
 }
+
+const GRPC_JS = 'grpc-node-js';
 
 function clientClosed(): KedgeError {
   return new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed');
 }
 
-/** What a client's connections are opened with, and which clients may share them. */
-function shareable(options: ChannelOptions, core: Core, target: string): SharedOptions {
-  const { windowBytes, keepaliveTimeMs, keepaliveTimeoutMs } = core.options.grpc;
-  const refused = REFUSED.find((name) => Object.hasOwn(options, name));
-  if (refused !== undefined) {
-    const reason = `channel option \`${refused}\`: the route decides what is dialled and verified`;
-    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target });
-  }
-  const own = Object.entries(options).filter(([, value]) => value !== undefined);
-  checkServiceConfig(options['grpc.service_config'], target);
-  const key = JSON.stringify(own.sort(([a], [b]) => (a < b ? -1 : 1)));
-  return {
-    key,
-    options: {
-      'grpc-node.flow_control_window': windowBytes,
-      'grpc.keepalive_time_ms': keepaliveTimeMs,
-      'grpc.keepalive_timeout_ms': keepaliveTimeoutMs,
-      // grpc-js waits up to two minutes otherwise.
-      'grpc.max_reconnect_backoff_ms': 10_000,
-      ...Object.fromEntries(own),
-      // Retry policies are the caller's choice, not that of who writes the kedge's DNS zone (TXT records, gRFC A2).
-      'grpc.service_config_disable_resolution': 1,
-      // One channel is one connection, and proxy variables in the environment do not reach us.
-      'grpc.use_local_subchannel_pool': 1,
-      'grpc.enable_http_proxy': 0,
-    },
-  };
-}
-
-/** By grpc-js itself, as it does when a channel is made; a connection is made later, when nobody can hear it. */
-function checkServiceConfig(text: string | undefined, target: string): void {
-  if (text === undefined) return;
-  try {
-    new Channel('ipv4:127.0.0.1:1', credentials.createInsecure(), { 'grpc.service_config': text }).close();
-  } catch (cause) {
-    const reason = 'channel option `grpc.service_config` is not a service config';
-    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target, cause });
-  }
+function settingsOf(options: ChannelOptions, defaults: Core['options']['grpc']): SessionSettings {
+  const keepaliveTimeMs = options['grpc.keepalive_time_ms'] ?? defaults.keepaliveTimeMs;
+  return sessionSettings({
+    windowBytes: options['grpc-node.flow_control_window'] ?? defaults.windowBytes,
+    keepaliveTimeMs: keepaliveTimeMs > 0 ? keepaliveTimeMs : Number.POSITIVE_INFINITY,
+    keepaliveTimeoutMs: options['grpc.keepalive_timeout_ms'] ?? defaults.keepaliveTimeoutMs,
+    keepaliveWithoutCalls: options['grpc.keepalive_permit_without_calls'] === 1,
+  });
 }

@@ -3,7 +3,7 @@ import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
 import { KedgeError } from '../errors.ts';
 import { KedgeChannel } from './channel.ts';
-import { callCredentialsOf } from './credentials.ts';
+import { callCredentialsOf } from './channel-credentials.ts';
 
 /** A constructor of grpc-js clients: generated, loaded from a `.proto`, or made by `makeGenericClientConstructor()`. */
 export type ClientConstructor = abstract new (

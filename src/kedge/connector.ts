@@ -1,5 +1,4 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import type { LookupAddress } from 'node:dns';
 import net from 'node:net';
 import tls from 'node:tls';
 import { debug } from '../debug.ts';
@@ -67,7 +66,7 @@ export class Connector {
   }
 
   /** Where TCP goes: to the kedge, or to the proxy on the way. */
-  get endpoint(): { readonly hostname: string; readonly port: number } {
+  private get endpoint(): { readonly hostname: string; readonly port: number } {
     return this.timeouts.proxy ?? this.address;
   }
 
@@ -134,30 +133,8 @@ export class Connector {
     socket.once('connect', done.ready);
   }
 
-  /** The addresses to dial, for whoever opens TCP connections to this kedge by other means. */
-  resolve(callback: (error: KedgeError | null, addresses: readonly LookupAddress[]) => void): void {
-    const { hostname } = this.endpoint;
-    const { lookup } = this.addresses;
-    if (lookup === undefined) {
-      setImmediate(callback, null, [{ address: hostname, family: net.isIP(hostname) }]);
-      return;
-    }
-    lookup(hostname, { all: true }, (error, addresses) => {
-      if (error === null) callback(null, addresses as LookupAddress[]);
-      else callback(this.connectError(error), []);
-    });
-  }
-
-  /** A socket of ours that grpc-js opened. */
-  adopt(tcp: net.Socket): void {
-    this.track(tcp);
-    const ended = this.counted(() => {});
-    tcp.once('connect', ended);
-    tcp.once('close', ended);
-  }
-
   /** What a TCP connection that failed is called; the breaker hears of it. */
-  connectError(error: Error | undefined): KedgeError {
+  private connectError(error: Error | undefined): KedgeError {
     const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
     if (syscall === 'getaddrinfo')
       return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.endpoint.hostname}${because(error)}`, error);

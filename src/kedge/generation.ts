@@ -21,13 +21,27 @@ export class Generation {
   readonly connector: Connector;
   /** Opened by the first call of a wire. */
   http: WirePool | undefined;
-  grpc: WirePool | undefined;
-  connect: WirePool | undefined;
+  private readonly shared = new Map<string, WirePool>();
 
   constructor(id: number, identity: IdentitySnapshot | undefined, connector: Connector) {
     this.id = id;
     this.identity = identity;
     this.connector = connector;
+  }
+
+  /** The pool of this key, opened when it is first asked for. */
+  pool<P extends WirePool>(key: string, open: () => P): P {
+    let pool = this.shared.get(key);
+    if (pool === undefined) {
+      pool = open();
+      this.shared.set(key, pool);
+    }
+    return pool as P;
+  }
+
+  /** The pool of this key, if it is open. */
+  peek(key: string): WirePool | undefined {
+    return this.shared.get(key);
   }
 
   get inFlight(): number {
@@ -49,6 +63,6 @@ export class Generation {
   }
 
   private pools(): WirePool[] {
-    return [this.http, this.grpc, this.connect].filter((pool) => pool !== undefined);
+    return this.http === undefined ? [...this.shared.values()] : [this.http, ...this.shared.values()];
   }
 }

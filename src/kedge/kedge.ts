@@ -116,6 +116,11 @@ export class Kedge implements DialObserver {
     return this.live;
   }
 
+  /** Whether it was given up, with the dialer or for other kedges. */
+  get closed(): boolean {
+    return this.closing;
+  }
+
   /** Whether a call that has another kedge may try this one. */
   admit(): boolean {
     if (this.breaker.isClosed) return true;

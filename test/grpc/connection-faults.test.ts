@@ -86,13 +86,15 @@ describe('a kedge with two addresses', { skip: process.platform !== 'linux' }, (
     const began = performance.now();
     await assert.rejects(unary(client, 'x', undefined, { deadline: Date.now() + 6000 }), {
       code: grpc.status.UNAVAILABLE,
-      message: /no TCP connection within 500 ms/,
+      message: /TLS handshake failed|no TCP connection within 500 ms/,
     });
     assert.ok(performance.now() - began < 2500);
-    assert.equal(dialer.stats().kedges[0]!.connections, 0);
+    const connections = () => dialer.stats().kedges[0]!.connections;
+    for (let i = 0; i < 50 && connections() > 0; i += 1) await sleep(10);
+    assert.equal(connections(), 0);
   });
 
-  it('gathers no listeners where the service config takes both in turn', async (t) => {
+  it('gathers no listeners, whatever policy the service config names', async (t) => {
     const kedge = await startGrpcKedge(t);
     const port = await startRelays(t, kedge.port, [0, 100]);
     await resolveTo(t, '127.0.0.2', '127.0.0.3');
@@ -108,7 +110,7 @@ describe('a kedge with two addresses', { skip: process.platform !== 'linux' }, (
     await sleep(1300);
     for (let i = 0; i < 40; i += 1) await unary(client, 'x');
     assert.deepEqual(warnings, []);
-    assert.equal(kedge.handshakes, 2);
+    assert.equal(kedge.handshakes, 1);
     assert.equal(dialer.stats().kedges[0]!.failures, 0);
   });
 });
@@ -143,7 +145,7 @@ describe('a kedge whose connection is good and whose next dial fails', () => {
 
 describe('clients with options of their own', () => {
   const open = (dialer: ReturnType<TestKedge['dialer']>, i: number) =>
-    new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS, undefined, { 'grpc.primary_user_agent': `client ${i}` });
+    new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS, undefined, { 'grpc-node.flow_control_window': 1_000_000 + i });
 
   it('share the bound of connections, and those of closed clients make room', async (t) => {
     const kedge = await startGrpcKedge(t);

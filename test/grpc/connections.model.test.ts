@@ -170,7 +170,7 @@ async function walk(t: TestContext, random: Random, steps: number): Promise<numb
   });
   const { wrap } = grpcDialer(dialer);
   const open = () => {
-    const options = { 'grpc.primary_user_agent': pick(random, ['a', 'b', 'c']) };
+    const options = { 'grpc-node.flow_control_window': pick(random, [1_000_000, 1_000_001, 1_000_002]) };
     return new (wrap(Client))('greeter.us1:9090', undefined, options);
   };
   const clients = [open(), open()];

@@ -104,7 +104,7 @@ describe('a resolver that hangs', () => {
     // HTTP dials once for all that wait, so another wire asks.
     coreOf(dialer)
       .kedges.get(coreOf(dialer).resolve('http', 'http://a.us1/').plan!.hops[0]!)
-      .generation.connector.resolve(() => {});
+      .generation.connector.connect(['h2'], (_error, socket) => void socket?.destroy());
     assert.equal((await second).status, 200);
     await first;
     assert.ok(performance.now() - begin < 500, `${performance.now() - begin} ms`);

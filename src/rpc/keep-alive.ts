@@ -1,19 +1,18 @@
 import { type ClientHttp2Session, constants } from 'node:http2';
 import type { Socket } from 'node:net';
-import { running } from './timer.ts';
+import { running } from '../kedge/timer.ts';
 
 /** How a {@link keepAlive} is done. */
 export interface KeepAliveOptions {
-  /** How often a PING is sent while it is needed, in ms. */
+  /** How often a PING is sent while it is needed, in ms; Infinity: never. */
   readonly timeMs: number;
   /** How long nothing at all may arrive after one, in ms. */
   readonly timeoutMs: number;
-  /** Whether calls are under way. */
-  isNeeded(): boolean;
-  /** What the connection is ended with. */
-  frozen(): Error;
-  /** Connections to one kedge: when it finds the PINGs too many, all of them send fewer. */
+  /** Whose connections these are: when it finds the PINGs too many, all of them send fewer. */
   readonly owner: object;
+  isNeeded(): boolean;
+  /** Nothing came: the connection is frozen. */
+  frozen(): void;
 }
 
 /** How often it is looked whether a connection that moves nothing is still there, in ms. */
@@ -24,28 +23,29 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 const patience = new WeakMap<object, number>();
 
 /**
- * Ends an HTTP/2 connection that is frozen: PINGs while there are calls (gRFC A8), and whatever arrives after one is a sign
- * of life. The interval doubles for good when the kedge says `too_many_pings`.
+ * Finds out that an HTTP/2 connection is frozen: by PINGs (gRFC A8), after which whatever arrives is a sign of life, for the
+ * answer may stand behind megabytes on a slow link. The interval doubles for good when the kedge says `too_many_pings`.
  */
 export function keepAlive(session: ClientHttp2Session, socket: Socket, options: KeepAliveOptions): void {
   const { timeMs, timeoutMs, owner } = options;
   let stopWaiting: (() => void) | undefined;
+  const stop = () => {
+    stopWaiting?.();
+    stopWaiting = undefined;
+  };
   const ping = () => {
     if (stopWaiting !== undefined || session.destroyed || !options.isNeeded()) return;
     const before = socket.bytesRead;
-    const stop = () => {
-      stopWaiting?.();
-      stopWaiting = undefined;
-    };
     stopWaiting = running(timeoutMs, () => {
       stopWaiting = undefined;
-      if (socket.bytesRead === before) session.destroy(options.frozen());
+      if (socket.bytesRead === before) options.frozen();
     });
     // Node sends no PING on a session that finishes its last streams; SETTINGS are answered as well (RFC 9113 §6.5.3).
     if (session.closed) session.settings({ enablePush: false }, stop);
     else session.ping(stop);
   };
-  const pings = setInterval(ping, Math.min(timeMs * (patience.get(owner) ?? 1), MAX_TIMER_MS)).unref();
+  const intervalMs = Math.min(timeMs * (patience.get(owner) ?? 1), MAX_TIMER_MS);
+  const pings = timeMs === Number.POSITIVE_INFINITY ? undefined : setInterval(ping, intervalMs).unref();
   const looks = setInterval(wakeReads(socket, options), LOOK_MS).unref();
   session.once('goaway', (code, _last, data) => {
     if (code !== constants.NGHTTP2_ENHANCE_YOUR_CALM || data?.toString() !== 'too_many_pings') return;
@@ -54,7 +54,7 @@ export function keepAlive(session: ClientHttp2Session, socket: Socket, options: 
   session.once('close', () => {
     clearInterval(pings);
     clearInterval(looks);
-    stopWaiting?.();
+    stop();
   });
 }
 

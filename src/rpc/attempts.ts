@@ -1,0 +1,181 @@
+import type { Core } from '../core.ts';
+import { isKedgeError, type KedgeError } from '../errors.ts';
+import type { Hop } from '../kedge/kedge.ts';
+import type { Plan } from '../mapper/router.ts';
+import type { Session } from './session.ts';
+import { HEAD_START_MS, type SessionPool } from './session-pool.ts';
+
+/** The open pool of a kedge; the wire decides with which settings, and sees to it that a call which waits asks again. */
+export type PoolOf = (hop: Hop) => SessionPool;
+
+/** A session that a call waits for. */
+interface Place {
+  readonly pool: SessionPool;
+  readonly session: Session;
+}
+
+/**
+ * Which kedges of its route one RPC has asked, and which it is waiting for: the first to be ready gets the call. A kedge
+ * that is slow to connect keeps no call from the next one (as clients do with addresses, RFC 8305).
+ */
+export class Attempts {
+  private readonly core: Core;
+  private readonly plan: Plan;
+  private readonly poolOf: PoolOf;
+  /** By their place in the route; most calls never need these. */
+  private asked: Set<number> | undefined;
+  private waiting: Map<number, Place> | undefined;
+  /** Picked, but not opened yet: what a call's credentials are fetched for keeps its room. */
+  private picked: Session | undefined;
+  private current = -1;
+  private lastError: KedgeError | undefined;
+
+  constructor(core: Core, plan: Plan, poolOf: PoolOf) {
+    this.core = core;
+    this.plan = plan;
+    this.poolOf = poolOf;
+  }
+
+  /** The kedge that it is at, or was last, by its place in the route. */
+  get at(): number {
+    return this.current;
+  }
+
+  /** `host:port` of that one. */
+  get kedgeName(): string | undefined {
+    return this.plan.hops[this.current]?.address.name;
+  }
+
+  /** The pools whose changes it waits for. */
+  get pools(): SessionPool[] {
+    return [...(this.waiting?.values() ?? [])].map(({ pool }) => pool);
+  }
+
+  /**
+   * A session to open the call's stream on, `'wait'` until something changes, or why no kedge can be had.
+   */
+  next(): Session | 'wait' | KedgeError {
+    this.opened();
+    let isPatient = false;
+    if (this.waiting !== undefined) {
+      for (const index of [...this.waiting.keys()]) {
+        const session = this.askAgain(index);
+        if (isKedgeError(session)) continue;
+        if (session.state === 'ready') return this.take(index, session);
+        isPatient ||= isFresh(session);
+      }
+    }
+    while (!isPatient) {
+      const index = this.choose();
+      if (index === -1) break;
+      const session = this.ask(index);
+      if (isKedgeError(session)) continue;
+      if (session.state === 'ready') return this.take(index, session);
+      isPatient = isFresh(session);
+    }
+    if (this.waiting !== undefined && this.waiting.size > 0) return 'wait';
+    // Whoever asks again, by its retry policy or because it waits until one is ready, may have any of them.
+    this.asked = undefined;
+    const error = this.lastError;
+    this.lastError = undefined;
+    // None was left to ask: the dialer has been closed, say.
+    return error ?? this.next();
+  }
+
+  /** A kedge turned the call away or was lost: another is asked first, if there is one. */
+  turnedAway(at: number): void {
+    if (this.most === 1) return;
+    this.asked ??= new Set();
+    this.asked.add(at);
+    if (this.asked.size >= this.most) this.asked = undefined;
+  }
+
+  /** The stream is there, and takes the room itself. */
+  opened(): void {
+    this.picked?.unpick();
+    this.picked = undefined;
+  }
+
+  /** The call is over. */
+  release(): void {
+    this.opened();
+    if (this.waiting === undefined) return;
+    for (const index of [...this.waiting.keys()]) {
+      this.leave(index);
+      // It has not failed.
+      this.asked?.delete(index);
+    }
+  }
+
+  /** How many kedges may be asked in one go. */
+  private get most(): number {
+    return Math.min(this.core.options.failover.attempts, this.plan.hops.length);
+  }
+
+  private choose(): number {
+    const { asked } = this;
+    if (asked !== undefined && asked.size >= this.most) return -1;
+    const index = this.core.kedges.choose(this.plan.hops, asked);
+    if (index === -1) return -1;
+    this.asked ??= new Set();
+    this.asked.add(index);
+    return index;
+  }
+
+  private askAgain(index: number): Session | KedgeError {
+    const { pool, session } = this.waiting!.get(index)!;
+    if (session.state === 'connecting') return pool.ready() ?? session;
+    if (session.state === 'ready' && session.hasRoom) return session;
+    this.leave(index);
+    const { failure, isTurnedAway } = session;
+    // Rather the next kedge than a full connection to this one. A kedge that said goodbye is asked for one more.
+    if (failure !== undefined && !isTurnedAway && !pool.closed && this.most > 1) {
+      this.lastError = failure;
+      return failure;
+    }
+    // Others that waited for it have taken all its streams, say.
+    return this.ask(index);
+  }
+
+  private ask(index: number): Session | KedgeError {
+    this.current = index;
+    let pool: SessionPool;
+    try {
+      pool = this.poolOf(this.plan.hops[index]!);
+    } catch (error) {
+      // It cannot be used at all, without certificate files say; what another said is the better reason.
+      this.lastError ??= error as KedgeError;
+      return error as KedgeError;
+    }
+    const session = pool.choose();
+    if (isKedgeError(session)) {
+      this.lastError = session;
+      return session;
+    }
+    if (session.state === 'ready') return session;
+    session.wait();
+    this.waiting ??= new Map();
+    this.waiting.set(index, { pool, session });
+    return session;
+  }
+
+  private take(index: number, session: Session): Session {
+    session.pick();
+    this.release();
+    this.asked?.delete(index);
+    this.picked = session;
+    this.current = index;
+    return session;
+  }
+
+  private leave(index: number): void {
+    const { session } = this.waiting!.get(index)!;
+    this.waiting!.delete(index);
+    session.unwait();
+  }
+}
+
+/** Whether its head start is not over yet. */
+function isFresh({ since }: Session): boolean {
+  return performance.now() - since < HEAD_START_MS;
+}
