@@ -88,6 +88,17 @@ describe('execToken', () => {
     assert.equal(source.peek(), 'exec-token');
   });
 
+  it('takes an expiry of null for none, as client-go does', async (t) => {
+    const command = await script(
+      t,
+      `echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
+              "status":{"token":"for-ever","expirationTimestamp":null}}'`,
+    );
+    const source = execToken({ command });
+    assert.equal(await source.token(), 'for-ever');
+    assert.equal(source.peek(), 'for-ever');
+  });
+
   it('finds token and expiry where a command such as gcloud prints them', async (t) => {
     const command = await script(
       t,
@@ -123,6 +134,8 @@ describe('kubeconfigToken', () => {
         users: [
           { name: 'static', user: { token: 'static-token' } },
           { name: 'none', user: {} },
+          { name: 'file', user: { tokenFile: 'token', token: 'other' } },
+          { name: 'only-file', user: { tokenFile: join(dir, 'token') } },
           {
             name: 'exec',
             user: {
@@ -142,6 +155,20 @@ describe('kubeconfigToken', () => {
     );
     assert.equal(await kubeconfigToken({ path }).token(), 'static-token');
     assert.equal(await kubeconfigToken({ path, user: 'exec' }).token(), 'from-exec');
+    await writeFile(join(dir, 'token'), 'from-file\n');
+    assert.equal(await kubeconfigToken({ path, user: 'file' }).token(), 'from-file', 'it wins, and is beside the file');
+    assert.equal(await kubeconfigToken({ path, user: 'only-file' }).token(), 'from-file');
+    const before = process.env['KUBECONFIG'];
+    process.env['KUBECONFIG'] = path;
+    t.after(() => {
+      if (before === undefined) delete process.env['KUBECONFIG'];
+      else process.env['KUBECONFIG'] = before;
+    });
+    assert.equal(await kubeconfigToken({ user: 'file' }).token(), 'from-file');
+    await rm(join(dir, 'token'));
+    assert.equal(await kubeconfigToken({ path, user: 'file' }).token(), 'other', 'while it cannot be read');
+    await unavailable(kubeconfigToken({ path, user: 'only-file' }), /has no bearer token/);
+    await unavailable(kubeconfigToken({ path: '/dev/zero' }), /cannot be read/);
     await unavailable(kubeconfigToken({ path, user: 'none' }), /has no bearer token/);
     await unavailable(kubeconfigToken({ path, user: 'nobody' }), /no user "nobody"/);
     await unavailable(kubeconfigToken({ path: join(dir, 'missing') }), /cannot be read/);

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
+  createDialer,
   firstMatch,
   hostPorts,
   hosts,
@@ -163,5 +165,29 @@ describe('pem', () => {
         },
       );
     }
+  });
+});
+
+describe('a mapper that is asynchronous', () => {
+  it('is refused, and what its promise rejects with ends nothing', async (t) => {
+    const rejections: unknown[] = [];
+    const note = (error: unknown) => rejections.push(error);
+    process.on('unhandledRejection', note);
+    t.after(() => process.off('unhandledRejection', note));
+    for (const mapper of [
+      async () => {
+        throw new Error('asynchronous');
+      },
+      () => sleep(5).then(() => Promise.reject(new Error('late'))),
+    ]) {
+      const dialer = createDialer({ mapper: mapper as never });
+      await assert.rejects(dialer.fetch('http://a.test/'), (error: Error) => {
+        assert.equal((error.cause as { code?: string }).code, 'ERR_KEDGE_ROUTE');
+        return true;
+      });
+      await dialer.close();
+    }
+    await sleep(30);
+    assert.deepEqual(rejections, []);
   });
 });
