@@ -1,10 +1,10 @@
 import type { TokenSource } from '../auth/token-source.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
+import { isKedgeError, KedgeError, quote } from '../errors.ts';
 import { readRegularFile } from '../read-file.ts';
-import type { RouteOptions } from '../route.ts';
+import type { RouteInit, RouteOptions } from '../route.ts';
 import type { Wire } from '../target.ts';
 import { describe, described } from './describe.ts';
-import { hostPorts } from './hosts.ts';
+import { hostPorts, hosts } from './hosts.ts';
 import { list, type Node, object, oneOf, parseJson, text, wrong } from './json.ts';
 import type { Mapper } from './mapper.ts';
 import { LITERAL_LABELS, regexp } from './regexp.ts';
@@ -120,7 +120,9 @@ function ruleOf(
         if (directs.has(entry)) throw wrong(`${path}.direct.key`, `"${key}" is there twice`);
         directs.add(entry);
       }
-      return hostPorts({ [key]: { kedge: url, ...tokens } });
+      return /:[0-9]+$/.test(key)
+        ? hostPorts({ [key]: { kedge: url, ...tokens } })
+        : portless(key, { kedge: url, ...tokens });
     }
     const { exp, url } = required(`${path}.regexp`, expression!, 'exp', 'url');
     const mapper = regexp({ exp, url, search: true, allowAnyHost: true, ...tokens });
@@ -130,6 +132,18 @@ function ruleOf(
     if (isKedgeError(error) && error.reason.startsWith(path)) throw error;
     throw wrong(path, isKedgeError(error) ? error.reason : String(error), error);
   }
+}
+
+/** A key without a port is for targets without one, or with the default of their scheme, which is the same to us. */
+function portless(key: string, init: RouteInit): Mapper {
+  const byHost = hosts({ [key]: init });
+  return described(
+    (target) => (target.authority === target.hostname ? byHost(target) : undefined),
+    (target) =>
+      target.authority === target.hostname
+        ? describe(byHost, target)
+        : `the target has a port, and ${quote(key)} has none`,
+  );
 }
 
 /** What lets whoever names a target choose who receives the tokens. */

@@ -72,6 +72,40 @@ describe('loadWinchConfig', () => {
     await dialer.close();
   });
 
+  it('takes a key without a port for requests without one', async () => {
+    const mapper = {
+      routes: [
+        { direct: { key: 'Resource1.ext.example.com', url: 'https://one.example.net' } },
+        { direct: { key: 'resource1.ext.example.com:8080', url: 'https://two.example.net' } },
+        { protocol: 'GRPC', direct: { key: 'resource2.ext.example.com', url: 'https://three.example.net' } },
+      ],
+    };
+    const config = loadWinchConfig({ mapper });
+    for (const [wire, input, kedge] of [
+      ['http', 'http://resource1.ext.example.com/', 'one.example.net'],
+      ['http', 'http://resource1.ext.example.com:80/', 'one.example.net'],
+      ['http', 'https://resource1.ext.example.com/', 'one.example.net'],
+      ['http', 'https://resource1.ext.example.com:80/', undefined],
+      ['http', 'http://resource1.ext.example.com:443/', undefined],
+      ['http', 'http://resource1.ext.example.com:8080/', 'two.example.net'],
+      ['http', 'http://resource1.ext.example.com:8081/', undefined],
+      ['http', 'http://more.resource1.ext.example.com/', undefined],
+      ['grpc', 'resource1.ext.example.com', 'one.example.net'],
+      ['grpc', 'resource1.ext.example.com:9090', undefined],
+      ['grpc', 'resource2.ext.example.com', 'three.example.net'],
+      ['http', 'http://resource2.ext.example.com', undefined],
+    ] as const) {
+      assert.equal(config.mapper(parseTarget(input, { wire }))?.kedges[0]?.host, kedge, `${wire} ${input}`);
+    }
+    const dialer = createDialer({ mapper: config.mapper });
+    assert.match(dialer.explain('http://resource1.ext.example.com').mapper, /routes\[0\]: hosts: has "resource1/);
+    await dialer.close();
+    for (const key of ['127.0.0.1', 'a b', 'resource1.ext.example.com']) {
+      const twice = [...mapper.routes, { direct: { key, url: 'https://x.example.net' } }];
+      assert.throws(() => loadWinchConfig({ mapper: { routes: twice } }), { code: 'ERR_KEDGE_ROUTE' }, key);
+    }
+  });
+
   it('lists what may send tokens where nobody meant them to go; strict refuses it', () => {
     const route = (exp: string, url: string) => ({
       mapper: { routes: [{ proxyAuth: 'plain', regexp: { exp, url } }] },
@@ -116,7 +150,7 @@ describe('loadWinchConfig', () => {
         '{"routes": [{"direct": {"key": "a:1", "url": "https://x"}, "regexp": {"exp": "x", "url": "https://x"}}]}',
         /routes\[0\]: expected either/,
       ],
-      ['{"routes": [{"direct": {"key": "a", "url": "https://x"}}]}', /routes\[0\]: hostPorts: key "a" has no port$/],
+      ['{"routes": [{"direct": {"key": "a b", "url": "https://x"}}]}', /routes\[0\]: hosts: key "a b" is not a host$/],
       ['{"routes": [{"direct": {"key": "a:1", "url": "ftp://x"}}]}', /routes\[0\]: .*scheme is not https or http$/],
       ['{"routes": [{"regexp": {"exp": "(", "url": "https://x"}}]}', /routes\[0\]: regexp: `exp` "\(" is not RE2/],
       [
