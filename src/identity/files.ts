@@ -6,6 +6,7 @@ import { hide } from '../hide.ts';
 import { type FileState, lookAt, readRegularFile } from '../read-file.ts';
 import type { Identity, IdentitySnapshot } from './identity.ts';
 import { Listeners } from './listeners.ts';
+import { sameCredentials } from './snapshot.ts';
 
 /** How an identity is made of files. */
 export interface FilesIdentityInit<Name extends string> {
@@ -173,8 +174,4 @@ export class FilesIdentity<Name extends string> implements Identity {
   private files(): [Name, string][] {
     return Object.entries(this.init.paths).filter(([, path]) => path !== undefined) as [Name, string][];
   }
-}
-
-function sameCredentials(a: IdentitySnapshot, b: IdentitySnapshot): boolean {
-  return (['cert', 'key', 'pfx', 'ca'] as const).every((part) => String(a[part] ?? '') === String(b[part] ?? ''));
 }

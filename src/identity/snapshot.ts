@@ -61,6 +61,11 @@ export function snapshotOfPkcs12({ pfx, passphrase, ca }: Pkcs12Init): IdentityS
   return sealed(leaf, { pfx: Buffer.from(pfx), ca, passphrase });
 }
 
+/** Whether connections under one may as well be under the other. */
+export function sameCredentials(a: IdentitySnapshot, b: IdentitySnapshot): boolean {
+  return (['cert', 'key', 'pfx', 'ca'] as const).every((part) => String(a[part] ?? '') === String(b[part] ?? ''));
+}
+
 function sealed(leaf: X509Certificate, secrets: Partial<IdentitySnapshot>): IdentitySnapshot {
   const facts = {
     subject: leaf.subject.replaceAll('\n', ', '),

@@ -1,20 +1,24 @@
-import { type ClientReadableStream, credentials, Metadata, makeClientConstructor } from '@grpc/grpc-js';
+import type { NetConnectOpts } from 'node:net';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
 import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
-import { snapshotOf } from '../identity/snapshot.ts';
+import { Listeners } from '../identity/listeners.ts';
+import { sameCredentials, snapshotOf } from '../identity/snapshot.ts';
 import { certificatesPem, keyPem } from './der.ts';
 import { type Svid, svidsOf } from './messages.ts';
+import { openStream, Status, type Stream, type StreamError } from './stream.ts';
 
 /** Options of {@link spiffeIdentity}. */
 export interface SpiffeOptions {
-  /** The agent's socket, as a path or `unix:` URI. Default: `SPIFFE_ENDPOINT_SOCKET`. */
+  /** The agent's socket, as a path, `unix:` or `tcp://ip:port` URI. Default: `SPIFFE_ENDPOINT_SOCKET`. */
   socketPath?: string;
   /** Which of several identities. Default: the first, which the specification calls the default identity. */
   spiffeId?: string;
   /** How long the first certificate may take, in ms. Default: 10 000. */
   timeoutMs?: number;
+  /** Told when the agent takes the identity back, or gives none that can be used; the last one stays. Default: `process.emitWarning`. */
+  onWarning?: (warning: Error) => void;
 }
 
 /** An {@link Identity} that a SPIFFE agent keeps up to date. */
@@ -27,63 +31,45 @@ export interface SpiffeIdentity extends Identity, AsyncDisposable {
 /** Between attempts to reach the agent: at first, and at most, in ms. */
 const BACKOFF_MS = 250;
 const MAX_BACKOFF_MS = 30_000;
-/** The agent answers only callers that send it, so that no browser can be made to ask (SPIFFE Workload Endpoint §3). */
-const SECURITY_HEADER = 'workload.spiffe.io';
-
-const Client = makeClientConstructor(
-  {
-    fetchX509Svid: {
-      path: '/SpiffeWorkloadAPI/FetchX509SVID',
-      requestStream: false,
-      responseStream: true,
-      requestSerialize: () => Buffer.alloc(0),
-      requestDeserialize: (bytes: Buffer) => bytes,
-      responseSerialize: (bytes: Buffer) => bytes,
-      responseDeserialize: (bytes: Buffer) => bytes,
-    },
-  },
-  'SpiffeWorkloadAPI',
-);
-type WorkloadClient = InstanceType<typeof Client> & {
-  fetchX509Svid(request: object, metadata: Metadata): ClientReadableStream<Buffer>;
-};
+const METHOD = '/SpiffeWorkloadAPI/FetchX509SVID';
 
 /**
  * The X.509-SVID of this workload, from the SPIFFE Workload API
  * (https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md): streamed over the agent's Unix socket,
  * rotated as it says, with the trust bundle as CA. Resolves with the first certificate; a lost agent is called again while the
- * last certificate serves. Nothing of it holds the process.
+ * last certificate serves, also when the agent takes it back, which is a warning. Nothing of it holds the process.
  *
  * @throws `KedgeError` `ERR_KEDGE_IDENTITY` when there is no certificate in time
  */
 export async function spiffeIdentity(options: SpiffeOptions = {}): Promise<SpiffeIdentity> {
-  const { socketPath = process.env['SPIFFE_ENDPOINT_SOCKET'], spiffeId, timeoutMs = 10_000 } = options;
+  const { socketPath = process.env['SPIFFE_ENDPOINT_SOCKET'], spiffeId, timeoutMs = 10_000, onWarning } = options;
   if (typeof socketPath !== 'string' || socketPath === '')
     throw invalid('`socketPath` or SPIFFE_ENDPOINT_SOCKET names the agent');
-  const stream = new SvidStream(socketPath, spiffeId);
-  await stream.first(timeoutMs);
-  return stream;
+  if (onWarning !== undefined && typeof onWarning !== 'function') throw invalid('`onWarning` is a function');
+  const identity = new SvidStream(socketPath, spiffeId, onWarning ?? ((warning) => process.emitWarning(warning)));
+  await identity.first(timeoutMs);
+  return identity;
 }
 
 class SvidStream implements SpiffeIdentity {
+  private readonly socketPath: string;
   private readonly wanted: string | undefined;
-  private readonly client: WorkloadClient;
-  private readonly listeners = new Set<() => void>();
+  private readonly onWarning: (warning: Error) => void;
+  private readonly listeners = new Listeners();
   private readonly ready = Promise.withResolvers<void>();
   private snapshot: IdentitySnapshot | undefined;
   private id = '';
-  private call: ClientReadableStream<Buffer> | undefined;
+  private stream: Stream | undefined;
   private retry: NodeJS.Timeout | undefined;
   private failures = 0;
   private problem: Error | undefined;
-  private closed = false;
+  private warned = '';
 
-  constructor(socketPath: string, wanted: string | undefined) {
+  constructor(socketPath: string, wanted: string | undefined, onWarning: (warning: Error) => void) {
+    this.socketPath = socketPath;
     this.wanted = wanted;
-    const target = socketPath.startsWith('unix:') ? socketPath : `unix:${socketPath}`;
-    // Proxy variables in the environment are not for a socket of this machine.
-    this.client = new Client(target, credentials.createInsecure(), { 'grpc.enable_http_proxy': 0 }) as never;
-    hide(this, `SpiffeIdentity(${target})`);
+    this.onWarning = onWarning;
+    hide(this, `SpiffeIdentity(${socketPath})`);
     this.open();
   }
 
@@ -93,12 +79,16 @@ class SvidStream implements SpiffeIdentity {
 
   async first(timeoutMs: number): Promise<void> {
     const timer = setTimeout(() => {
-      const reason = isKedgeError(this.problem) ? this.problem.reason : (this.problem?.message ?? 'no answer');
-      this.ready.reject(invalid(`no X.509-SVID within ${timeoutMs} ms: ${reason}`, this.problem));
-      this.close();
+      this.ready.reject(invalid(`no X.509-SVID within ${timeoutMs} ms: ${reasonOf(this.problem)}`, this.problem));
     }, timeoutMs);
-    await this.ready.promise;
-    clearTimeout(timer);
+    try {
+      await this.ready.promise;
+    } catch (error) {
+      this.close();
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   current(): IdentitySnapshot {
@@ -106,16 +96,12 @@ class SvidStream implements SpiffeIdentity {
   }
 
   subscribe(onChange: () => void): () => void {
-    const listener = () => onChange();
-    this.listeners.add(listener);
-    return () => this.listeners.delete(listener);
+    return this.listeners.add(onChange);
   }
 
   close(): void {
-    this.closed = true;
     clearTimeout(this.retry);
-    this.call?.cancel();
-    this.client.close();
+    this.stream?.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -123,46 +109,79 @@ class SvidStream implements SpiffeIdentity {
   }
 
   private open(): void {
-    const metadata = new Metadata();
-    metadata.set(SECURITY_HEADER, 'true');
-    const call = this.client.fetchX509Svid({}, metadata);
-    this.call = call;
-    call.on('data', (bytes: Buffer) => this.receive(bytes));
-    // Always followed by 'close'; without a listener it would end the process.
-    call.on('error', (error) => {
-      this.problem = error;
+    this.stream = openStream(endpointOf(this.socketPath), METHOD, {
+      message: (bytes) => this.receive(bytes),
+      ended: (error) => this.ended(error),
     });
-    call.on('close', () => this.again());
+    // The first certificate is waited for, later ones are not.
+    if (this.snapshot !== undefined) this.stream.unref();
   }
 
-  private again(): void {
-    if (this.closed) return;
+  private ended(error: StreamError): void {
+    // Why a message was of no use says more than that its stream ended.
+    if (error.status !== Status.OK || this.problem === undefined) this.problem = error;
+    // These stay as they are however often they are asked for (SPIFFE Workload Endpoint, appendix A).
+    if (error.status === Status.INVALID_ARGUMENT || error.status === Status.UNIMPLEMENTED) {
+      this.ready.reject(invalid(`the agent refused the call: ${error.message}`, error));
+      this.warn(`the agent refused the call, and is not asked again: ${error.message}`, error);
+      return;
+    }
+    // It takes back what it gave before (SPIFFE Workload API §5.2.1), as a message without it does.
+    if (error.status === Status.PERMISSION_DENIED) this.warn(`the agent gives no identity: ${error.message}`, error);
     const backoff = Math.min(BACKOFF_MS * 2 ** this.failures, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
     this.failures += 1;
-    debug.identity('SPIFFE agent: %s; again in %d ms', this.problem?.message ?? 'the stream ended', backoff);
+    debug.identity('SPIFFE agent: %s; again in %d ms', error.message, backoff);
     this.retry = setTimeout(() => this.open(), backoff);
-    // The first certificate is waited for, later ones are not.
     if (this.snapshot !== undefined) this.retry.unref();
   }
 
   private receive(bytes: Buffer): void {
+    let next: IdentitySnapshot;
     try {
       const svids = svidsOf(bytes);
       const svid = this.wanted === undefined ? svids[0] : svids.find(({ spiffeId }) => spiffeId === this.wanted);
       if (svid === undefined) throw invalid(`the agent has no ${this.wanted ?? 'X.509-SVID'} for this workload`);
-      this.snapshot = snapshotOfSvid(svid);
+      next = snapshotOfSvid(svid);
       this.id = svid.spiffeId;
     } catch (error) {
       // What was good before stays.
       this.problem = error as Error;
-      debug.identity('SPIFFE agent: %s', (error as Error).message);
+      this.warn(reasonOf(error), error);
       return;
     }
     this.failures = 0;
-    debug.identity('%s, serial %s: received', this.id, this.snapshot.serial);
+    this.problem = undefined;
+    this.warned = '';
+    const old = this.snapshot;
+    // An agent says it all again to whoever calls again.
+    if (old !== undefined && sameCredentials(old, next)) return;
+    this.snapshot = next;
+    debug.identity('%s, serial %s: received', this.id, next.serial);
+    this.stream?.unref();
     this.ready.resolve();
-    for (const listener of [...this.listeners]) listener();
+    this.listeners.notify((error) => this.onWarning(invalid('a subscriber failed', error)));
   }
+
+  /** Once for each reason; before the first certificate the caller hears it from the promise. */
+  private warn(reason: string, cause: unknown): void {
+    debug.identity('SPIFFE agent: %s', reason);
+    if (this.snapshot === undefined || reason === this.warned) return;
+    this.warned = reason;
+    const { serial, notAfter } = this.snapshot;
+    this.onWarning(invalid(`${reason}; serial ${serial} stays in use until ${notAfter.toISOString()}`, cause));
+  }
+}
+
+/** SPIFFE Workload Endpoint §4. */
+function endpointOf(socketPath: string): NetConnectOpts {
+  const tcp = /^tcp:\/\/(.+):([0-9]+)$/.exec(socketPath);
+  if (tcp !== null) return { host: tcp[1]!.replace(/^\[|\]$/g, ''), port: Number(tcp[2]) };
+  return { path: socketPath.replace(/^unix:(?:\/\/(?=\/))?/, '') };
+}
+
+function reasonOf(error: unknown): string {
+  if (isKedgeError(error)) return error.reason.replace(/^spiffeIdentity: /, '');
+  return error instanceof Error ? error.message : 'no answer';
 }
 
 function snapshotOfSvid({ chain, key, bundle }: Svid): IdentitySnapshot {
