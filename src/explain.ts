@@ -1,7 +1,7 @@
 import { inspect } from 'node:util';
 import type { Core } from './core.ts';
 import { isKedgeError } from './errors.ts';
-import type { Identity } from './identity/identity.ts';
+import type { AnyIdentity } from './identity/identity.ts';
 import type { Hop, KedgeStats } from './kedge/kedge.ts';
 import { describe } from './mapper/describe.ts';
 import { isIP, type Wire } from './target.ts';
@@ -80,9 +80,11 @@ function explainKedge(core: Core, { key, address, identity, peer }: Hop, warning
   };
 }
 
-function explainIdentity(identity: Identity, warnings: string[]): ExplainedIdentity | undefined {
+function explainIdentity(identity: AnyIdentity, warnings: string[]): ExplainedIdentity | undefined {
   try {
-    const { subject, serial, notBefore, notAfter } = identity.current();
+    const current = identity.current();
+    if (current.notAfter === undefined) return undefined;
+    const { subject, serial, notBefore, notAfter } = current;
     const left = notAfter.getTime() - Date.now();
     if (left <= 0) warnings.push(`the client certificate expired at ${notAfter.toISOString()}`);
     else if (left < HOUR_MS) warnings.push(`the client certificate expires at ${notAfter.toISOString()}`);

@@ -16,11 +16,11 @@ export {
 } from './errors.ts';
 export type { ExplainedIdentity, ExplainedKedge, Explanation } from './explain.ts';
 export type { KedgeDispatcher } from './http/types.ts';
-export type { Identity, IdentitySnapshot } from './identity/identity.ts';
+export type { AnyIdentity, AnySnapshot, Identity, IdentitySnapshot, TrustSnapshot } from './identity/identity.ts';
 export { pem } from './identity/pem.ts';
-export { type IdentityFilesOptions, type PemFilesInit, pemFiles } from './identity/pem-files.ts';
+export { type IdentityFilesOptions, type PemFilesInit, pemFiles, type TrustFilesInit } from './identity/pem-files.ts';
 export { type Pkcs12FileInit, pkcs12, pkcs12File } from './identity/pkcs12.ts';
-export type { PemInit, Pkcs12Init } from './identity/snapshot.ts';
+export type { PemInit, Pkcs12Init, TrustInit } from './identity/snapshot.ts';
 export type { KedgeStats } from './kedge/kedge.ts';
 export type { PeerPolicy } from './kedge/peer.ts';
 export { firstMatch } from './mapper/first-match.ts';

@@ -1,5 +1,5 @@
 import { KedgeError } from './errors.ts';
-import { type Identity, isIdentity } from './identity/identity.ts';
+import { type AnyIdentity, isIdentity } from './identity/identity.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { type ProxyAddress, proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
@@ -13,8 +13,8 @@ export interface DispatcherLike {
 export interface DialerOptions {
   /** Decides which targets are kedge destinations, and where they go. */
   mapper: Mapper;
-  /** The client certificate shown to kedges. Default: none. */
-  identity?: Identity;
+  /** The client certificate shown to kedges, or the CAs alone that sign theirs. Default: none, and the system's CAs. */
+  identity?: AnyIdentity;
   /** What kedges have to prove besides their name. Default: nothing more. */
   peer?: PeerPolicy;
   /** Targets that no mapper knows go `direct`, without any of our credentials, or are a `ERR_KEDGE_UNMAPPED`. Default: `direct`. */
@@ -119,7 +119,7 @@ export interface FailoverOptions {
 /** {@link DialerOptions} with nothing left open. */
 export interface ResolvedOptions {
   readonly mapper: Mapper;
-  readonly identity: Identity | undefined;
+  readonly identity: AnyIdentity | undefined;
   readonly peer: PeerPolicy;
   readonly unmapped: 'direct' | 'reject';
   readonly fallback: DispatcherLike | undefined;

@@ -1,6 +1,6 @@
 import { isTokenSource, type TokenSource } from './auth/token-source.ts';
 import { KedgeError, quote } from './errors.ts';
-import { type Identity, isIdentity } from './identity/identity.ts';
+import { type AnyIdentity, isIdentity } from './identity/identity.ts';
 import { type KedgeAddress, kedgeAddress } from './kedge/address.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { parseTarget } from './target.ts';
@@ -13,7 +13,7 @@ export interface Route {
   readonly backendAuth?: TokenSource | undefined;
   readonly overrideAuthorization?: boolean | undefined;
   readonly serverName?: string | undefined;
-  readonly identity?: Identity | undefined;
+  readonly identity?: AnyIdentity | undefined;
   readonly peer?: PeerPolicy | undefined;
 }
 
@@ -28,7 +28,7 @@ export interface RouteOptions {
   /** The name that the kedge's certificate must be for, also sent as SNI. Default: the host of its URL. */
   serverName?: string;
   /** Overrides the dialer's `identity`. */
-  identity?: Identity;
+  identity?: AnyIdentity;
   /** Overrides the dialer's `peer`. */
   peer?: PeerPolicy;
 }

@@ -86,7 +86,7 @@ async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Prom
   const words = [
     `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
     `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
-    identity === undefined
+    identity?.notAfter === undefined
       ? 'no client certificate'
       : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
   ];

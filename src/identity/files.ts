@@ -4,16 +4,16 @@ import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
 import { type FileState, lookAt, readRegularFile } from '../read-file.ts';
-import type { Identity, IdentitySnapshot } from './identity.ts';
+import type { AnySnapshot, Identity } from './identity.ts';
 import { Listeners } from './listeners.ts';
 import { sameCredentials } from './snapshot.ts';
 
 /** How an identity is made of files. */
-export interface FilesIdentityInit<Name extends string> {
+export interface FilesIdentityInit<Name extends string, Snapshot extends AnySnapshot> {
   /** What each file is, and where. */
   readonly paths: Readonly<Partial<Record<Name, string>>>;
   /** Makes a snapshot of what the files held at one moment; throws when they do not fit together. */
-  readonly snapshot: (contents: Readonly<Partial<Record<Name, Buffer>>>) => IdentitySnapshot;
+  readonly snapshot: (contents: Readonly<Partial<Record<Name, Buffer>>>) => Snapshot;
   readonly onWarning: (warning: Error) => void;
 }
 
@@ -32,10 +32,10 @@ const MAX_READS = 20;
  * snapshot serves. It is the directories that are watched, because files are replaced rather than written: Kubernetes
  * swaps a symbolic link beside them.
  */
-export class FilesIdentity<Name extends string> implements Identity {
-  private readonly init: FilesIdentityInit<Name>;
+export class FilesIdentity<Name extends string, Snapshot extends AnySnapshot> implements Identity<Snapshot> {
+  private readonly init: FilesIdentityInit<Name, Snapshot>;
   private readonly listeners = new Listeners();
-  private good: IdentitySnapshot | undefined;
+  private good: Snapshot | undefined;
   /** Of the files as they were when all of them could last be read, whether they fitted together or not. */
   private seen = '';
   private problem: Error | undefined;
@@ -45,13 +45,13 @@ export class FilesIdentity<Name extends string> implements Identity {
   private poll: NodeJS.Timeout | undefined;
   private settle: NodeJS.Timeout | undefined;
 
-  constructor(init: FilesIdentityInit<Name>) {
+  constructor(init: FilesIdentityInit<Name, Snapshot>) {
     this.init = init;
     hide(this, `Identity(${Object.values(init.paths).join(', ')})`);
   }
 
   /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` while there has never been a good one */
-  current(): IdentitySnapshot {
+  current(): Snapshot {
     if (this.good === undefined) this.good = this.read();
     // While nobody watches, whoever asks looks.
     else if (this.listeners.size === 0) this.refresh();
@@ -100,7 +100,7 @@ export class FilesIdentity<Name extends string> implements Identity {
 
   private refresh(): void {
     if (this.look().version === this.seen) return;
-    let next: IdentitySnapshot;
+    let next: Snapshot;
     try {
       next = this.read();
     } catch (error) {
@@ -113,7 +113,7 @@ export class FilesIdentity<Name extends string> implements Identity {
     const old = this.good;
     this.good = next;
     if (old !== undefined && sameCredentials(old, next)) return;
-    debug.identity('%s, serial %s: read', next.subject, next.serial);
+    debug.identity('%s: read', nameOf(next));
     this.listeners.notify((cause) => {
       const context = { cause };
       this.init.onWarning(new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'a subscriber failed', context));
@@ -122,7 +122,7 @@ export class FilesIdentity<Name extends string> implements Identity {
 
   /** Once for each problem that lasts: files are half-written for a moment, or wrong for a day. */
   private warn(error: Error): void {
-    const last = this.good === undefined ? '' : `; serial ${this.good.serial} stays in use`;
+    const last = this.good === undefined ? '' : `; ${nameOf(this.good)} stays in use`;
     debug.identity('%s%s', error.message, last);
     this.problem = error;
     this.warning ??= setTimeout(() => {
@@ -139,7 +139,7 @@ export class FilesIdentity<Name extends string> implements Identity {
   }
 
   /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` naming the file */
-  private read(): IdentitySnapshot {
+  private read(): Snapshot {
     // A file that could not be read may be readable the next time without having changed: there was no descriptor, say.
     this.seen = '';
     for (let i = 0; i < MAX_READS; i += 1) {
@@ -174,4 +174,8 @@ export class FilesIdentity<Name extends string> implements Identity {
   private files(): [Name, string][] {
     return Object.entries(this.init.paths).filter(([, path]) => path !== undefined) as [Name, string][];
   }
+}
+
+function nameOf({ serial }: AnySnapshot): string {
+  return serial === undefined ? 'the last one' : `serial ${serial}`;
 }

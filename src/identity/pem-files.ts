@@ -1,7 +1,7 @@
 import { KedgeError } from '../errors.ts';
 import { FilesIdentity } from './files.ts';
-import type { Identity } from './identity.ts';
-import { snapshotOf } from './snapshot.ts';
+import type { AnyIdentity, AnySnapshot, Identity, TrustSnapshot } from './identity.ts';
+import { snapshotOf, trustOf } from './snapshot.ts';
 
 /** What {@link pemFiles} and {@link pkcs12File} have in common. */
 export interface IdentityFilesOptions {
@@ -20,16 +20,29 @@ export interface PemFilesInit extends IdentityFilesOptions {
   key: string;
 }
 
+/** The path of CAs alone: no certificate is shown to kedges, which may be called with tokens. */
+export interface TrustFilesInit extends IdentityFilesOptions {
+  ca: string;
+  cert?: undefined;
+  key?: undefined;
+}
+
 /**
  * A client certificate in PEM files that may change at any time, as cert-manager, spiffe-helper, Vault and Kubernetes
  * write them: new connections carry the new certificate within a second, and calls under way finish on the old one. Key
- * and certificate are used only when they fit together. Nothing is read before the first use.
+ * and certificate are used only when they fit together. Nothing is read before the first use. Or CAs alone, where kedges
+ * are called without a certificate.
  *
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY`
  */
-export function pemFiles(init: PemFilesInit): Identity {
-  const { cert, key, ca, passphrase, onWarning } = checkPaths('pemFiles', init, ['cert', 'key']);
-  return new FilesIdentity<'cert' | 'key' | 'ca'>({
+export function pemFiles(init: PemFilesInit): Identity;
+export function pemFiles(init: TrustFilesInit): Identity<TrustSnapshot>;
+export function pemFiles(init: PemFilesInit | TrustFilesInit): AnyIdentity {
+  const { cert, key } = init ?? {};
+  const trusts = cert === undefined && key === undefined && init?.ca !== undefined;
+  const { ca, passphrase, onWarning } = checkPaths('pemFiles', init, trusts ? ['ca'] : ['cert', 'key']);
+  if (trusts) return new FilesIdentity({ paths: { ca }, snapshot: (read) => trustOf(read.ca!), onWarning });
+  return new FilesIdentity<'cert' | 'key' | 'ca', AnySnapshot>({
     paths: { cert, key, ca },
     snapshot: (read) =>
       snapshotOf({
@@ -53,7 +66,9 @@ export function checkPaths<T extends IdentityFilesOptions>(
   const invalid = (reason: string) => new KedgeError('ERR_KEDGE_IDENTITY', 'config', `${called}() ${reason}`);
   if (typeof init !== 'object' || init === null) throw invalid(`takes { ${[...required, 'ca?'].join(', ')} }`);
   const values = init as Record<string, unknown>;
-  const unknown = Object.keys(init).find((name) => !required.includes(name) && !COMMON.includes(name));
+  const unknown = Object.keys(init).find(
+    (name) => values[name] !== undefined && !required.includes(name) && !COMMON.includes(name),
+  );
   if (unknown !== undefined) throw invalid(`has no option \`${unknown}\``);
   for (const name of [...required, 'ca']) {
     if (name === 'ca' && values[name] === undefined) continue;

@@ -1,6 +1,6 @@
 import { KedgeError } from '../errors.ts';
 import { FilesIdentity } from './files.ts';
-import type { Identity } from './identity.ts';
+import type { Identity, IdentitySnapshot } from './identity.ts';
 import { checkPaths, type IdentityFilesOptions } from './pem-files.ts';
 import { type Pkcs12Init, snapshotOfPkcs12 } from './snapshot.ts';
 
@@ -35,7 +35,7 @@ export interface Pkcs12FileInit extends IdentityFilesOptions {
  */
 export function pkcs12File(init: Pkcs12FileInit): Identity {
   const { pfx, ca, passphrase, onWarning } = checkPaths('pkcs12File', init, ['pfx']);
-  return new FilesIdentity<'pfx' | 'ca'>({
+  return new FilesIdentity<'pfx' | 'ca', IdentitySnapshot>({
     paths: { pfx, ca },
     snapshot: (read) =>
       snapshotOfPkcs12({

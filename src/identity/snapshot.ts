@@ -4,7 +4,7 @@ import { Duplex } from 'node:stream';
 import tls from 'node:tls';
 import { KedgeError } from '../errors.ts';
 import { hide } from '../hide.ts';
-import type { IdentitySnapshot } from './identity.ts';
+import type { AnySnapshot, IdentitySnapshot, TrustSnapshot } from './identity.ts';
 
 /** A certificate and key as PEM text. */
 export interface PemInit {
@@ -16,6 +16,15 @@ export interface PemInit {
   ca?: string | Buffer;
   /** Opens an encrypted `key`. */
   passphrase?: string;
+}
+
+/** CAs alone: no certificate is shown to kedges, which may be called with tokens. */
+export interface TrustInit {
+  /** CAs that may sign a kedge's certificate, PEM text. The system's CAs are not trusted. */
+  ca: string | Buffer;
+  cert?: undefined;
+  key?: undefined;
+  passphrase?: undefined;
 }
 
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
@@ -43,6 +52,19 @@ export function snapshotOf(init: PemInit): IdentitySnapshot {
   return sealed(leaf!, { cert, key, ca, passphrase });
 }
 
+/** CAs that are to sign the kedges' certificates, checked. */
+export function trustOf(ca: string | Buffer): TrustSnapshot {
+  certificates('ca', ca);
+  try {
+    tls.createSecureContext({ ca });
+  } catch (cause) {
+    throw invalid('the CA cannot be used for TLS', cause);
+  }
+  const snapshot = { ca };
+  hide(snapshot, 'Identity(no certificate, CAs of its own)');
+  return Object.freeze(snapshot);
+}
+
 /** The same for PKCS#12. */
 export function snapshotOfPkcs12({ pfx, passphrase, ca }: Pkcs12Init): IdentitySnapshot {
   if (!(pfx instanceof Uint8Array)) throw invalid('`pfx` is required: a PKCS#12 container as a Buffer');
@@ -62,7 +84,7 @@ export function snapshotOfPkcs12({ pfx, passphrase, ca }: Pkcs12Init): IdentityS
 }
 
 /** Whether connections under one may as well be under the other. */
-export function sameCredentials(a: IdentitySnapshot, b: IdentitySnapshot): boolean {
+export function sameCredentials(a: AnySnapshot, b: AnySnapshot): boolean {
   return (['cert', 'key', 'pfx', 'ca'] as const).every((part) => String(a[part] ?? '') === String(b[part] ?? ''));
 }
 

@@ -3,7 +3,7 @@ import net from 'node:net';
 import tls from 'node:tls';
 import { debug } from '../debug.ts';
 import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../errors.ts';
-import type { IdentitySnapshot } from '../identity/identity.ts';
+import type { AnySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
@@ -39,7 +39,7 @@ export class Connector {
   /** Dials under way. */
   dialling = 0;
   private readonly address: KedgeAddress;
-  private readonly identity: IdentitySnapshot | undefined;
+  private readonly identity: AnySnapshot | undefined;
   private readonly addresses: Addresses;
   private readonly timeouts: DialTimeouts;
   private readonly observer: DialObserver;
@@ -76,7 +76,7 @@ export class Connector {
 
   constructor(
     address: KedgeAddress,
-    identity: IdentitySnapshot | undefined,
+    identity: AnySnapshot | undefined,
     peer: PeerPolicy,
     addresses: Addresses,
     timeouts: DialTimeouts,
@@ -227,7 +227,7 @@ export class Connector {
 
   private expired(): KedgeError | undefined {
     const identity = this.identity;
-    if (identity === undefined || identity.notAfter.getTime() > Date.now()) return undefined;
+    if (identity?.notAfter === undefined || identity.notAfter.getTime() > Date.now()) return undefined;
     const reason = `the client certificate ${identity.subject} (serial ${identity.serial}) expired at ${identity.notAfter.toISOString()}`;
     return dialError(new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', reason, { kedge: this.address.name }));
   }
@@ -260,7 +260,9 @@ export class Connector {
     const code = codeOf(error);
     if (REFUSED_CLIENT_CERTIFICATE.test(code)) {
       const own =
-        this.identity === undefined ? 'no client certificate' : `our client certificate ${this.identity.subject}`;
+        this.identity?.subject === undefined
+          ? 'no client certificate'
+          : `our client certificate ${this.identity.subject}`;
       return this.fail('ERR_KEDGE_CLIENT_CERTIFICATE', `the kedge refused ${own}`, error);
     }
     if (UNTRUSTED_CERTIFICATE.test(code) || (error instanceof Error && code === '')) {
@@ -306,7 +308,7 @@ const NO_PROTOCOL = /_ALERT_NO_APPLICATION_PROTOCOL$/;
 const UNTRUSTED_CERTIFICATE =
   /^(?:ERR_TLS_CERT_|UNABLE_TO_|CERT_|CRL_|DEPTH_ZERO_|SELF_SIGNED_|ERROR_IN_CERT_|INVALID_(?:CA|PURPOSE)|PATH_LENGTH_|HOSTNAME_MISMATCH)/;
 
-function secureContext(identity: IdentitySnapshot | undefined, peer: PeerPolicy): tls.SecureContext {
+function secureContext(identity: AnySnapshot | undefined, peer: PeerPolicy): tls.SecureContext {
   try {
     return tls.createSecureContext({
       cert: identity?.cert,

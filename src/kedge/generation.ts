@@ -1,4 +1,4 @@
-import type { IdentitySnapshot } from '../identity/identity.ts';
+import type { AnySnapshot } from '../identity/identity.ts';
 import type { Connector } from './connector.ts';
 
 /** What a wire keeps for a generation: its connections and the calls on them. */
@@ -17,13 +17,13 @@ export interface WirePool {
  */
 export class Generation {
   readonly id: number;
-  readonly identity: IdentitySnapshot | undefined;
+  readonly identity: AnySnapshot | undefined;
   readonly connector: Connector;
   /** Opened by the first call of a wire. */
   http: WirePool | undefined;
   private readonly shared = new Map<string, WirePool>();
 
-  constructor(id: number, identity: IdentitySnapshot | undefined, connector: Connector) {
+  constructor(id: number, identity: AnySnapshot | undefined, connector: Connector) {
     this.id = id;
     this.identity = identity;
     this.connector = connector;

@@ -1,9 +1,10 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
+import { abandon } from '../abandon.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
-import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
+import type { AnyIdentity, AnySnapshot, IdentitySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
 import { Addresses } from './addresses.ts';
 import { Breaker, type BreakerOptions } from './breaker.ts';
@@ -18,7 +19,7 @@ export interface Hop {
   /** Equal for hops that may share connections. */
   readonly key: string;
   readonly address: KedgeAddress;
-  readonly identity: Identity | undefined;
+  readonly identity: AnyIdentity | undefined;
   readonly peer: PeerPolicy;
 }
 
@@ -63,7 +64,7 @@ let lastId = 0;
  * What connections may be shared by: the kedge, the name it proves, the identity shown to it and the policy that it is
  * held to. Never the target.
  */
-export function hop(address: KedgeAddress, identity: Identity | undefined, peer: PeerPolicy): Hop {
+export function hop(address: KedgeAddress, identity: AnyIdentity | undefined, peer: PeerPolicy): Hop {
   const key = [address.origin, address.verifyName, idOf(identity), peerKey(peer)].join(' ');
   return Object.freeze({ key, address, identity, peer });
 }
@@ -214,10 +215,10 @@ export class Kedge implements DialObserver {
   }
 
   /** No connection outlives its certificate: from its end on, dials fail with a typed error, and so do the calls left. */
-  private watchExpiry(snapshot: IdentitySnapshot | undefined): void {
+  private watchExpiry(snapshot: AnySnapshot | undefined): void {
     this.stopExpiry?.();
     this.stopExpiry = undefined;
-    if (snapshot === undefined) return;
+    if (snapshot?.notAfter === undefined) return;
     const left = snapshot.notAfter.getTime() - Date.now();
     const stopWarning = this.options.expiry.watch(snapshot);
     const stopTimer = left <= 0 ? () => {} : at(snapshot.notAfter, () => this.rotate());
@@ -239,9 +240,12 @@ export class Kedge implements DialObserver {
     this.stopAge = after(maxConnectionAgeMs * (0.9 + Math.random() / 5), grown);
   }
 
-  private snapshot(identity: Identity): IdentitySnapshot {
+  private snapshot(identity: AnyIdentity): AnySnapshot {
     try {
       const snapshot = identity.current();
+      // Such as a promise, whose rejection nobody else would hear.
+      abandon(snapshot);
+      if (onlyTrusts(snapshot)) return snapshot;
       for (const date of [snapshot.notBefore, snapshot.notAfter]) {
         if (!(date instanceof Date)) throw new TypeError('`notBefore` and `notAfter` are Dates');
       }
@@ -267,7 +271,7 @@ export class Kedge implements DialObserver {
     const reason = 'the client certificate of the connection expired';
     const expired = new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'kedge', reason, context);
     const { identity } = generation;
-    const stop = identity && at(identity.notAfter, () => generation.destroy(expired));
+    const stop = identity?.notAfter && at(identity.notAfter, () => generation.destroy(expired));
     const drained = generation.drain(drainTimeoutMs, late).finally(() => {
       stop?.();
       this.draining.delete(generation);
@@ -276,8 +280,13 @@ export class Kedge implements DialObserver {
   }
 }
 
-function factsOf(snapshot: IdentitySnapshot | undefined): KedgeStats['identity'] {
-  if (snapshot === undefined) return undefined;
+/** CAs, and nothing of a certificate. */
+function onlyTrusts({ ca, cert, key, pfx, notBefore, notAfter }: AnySnapshot): boolean {
+  return ca !== undefined && [cert, key, pfx, notBefore, notAfter].every((part) => part === undefined);
+}
+
+function factsOf(snapshot: AnySnapshot | undefined): KedgeStats['identity'] {
+  if (snapshot?.notAfter === undefined) return undefined;
   const { subject, serial, notBefore, notAfter } = snapshot;
   return { subject, serial, notBefore, notAfter };
 }

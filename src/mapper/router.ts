@@ -3,7 +3,7 @@ import { abandon } from '../abandon.ts';
 import { Bearer } from '../auth/bearer.ts';
 import { debug } from '../debug.ts';
 import { isKedgeError, KedgeError } from '../errors.ts';
-import type { Identity } from '../identity/identity.ts';
+import type { AnyIdentity } from '../identity/identity.ts';
 import { type Hop, hop } from '../kedge/kedge.ts';
 import type { PeerPolicy } from '../kedge/peer.ts';
 import { addressesOf, type Route, route } from '../route.ts';
@@ -26,7 +26,7 @@ export interface Resolved {
 
 /** What routes inherit from the dialer. */
 export interface RouterDefaults {
-  readonly identity: Identity | undefined;
+  readonly identity: AnyIdentity | undefined;
   readonly peer: PeerPolicy;
   readonly maxKedges: number;
 }
