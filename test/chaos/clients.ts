@@ -1,12 +1,23 @@
+import { create, createFileRegistry, type DescService, fromJson, toJson } from '@bufbuild/protobuf';
+import {
+  FileDescriptorProtoSchema,
+  FileDescriptorSetSchema,
+  file_google_protobuf_struct,
+  type Struct,
+  StructSchema,
+} from '@bufbuild/protobuf/wkt';
+import { createClient } from '@connectrpc/connect';
+import { createConnectTransport } from '@connectrpc/connect-node';
 import { type ClientOptions, Metadata } from '@grpc/grpc-js';
 import type { Dispatcher } from 'undici';
+import { connectDialer } from '../../src/connect/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import type { Dialer } from '../../src/index.ts';
 import { type EchoClient, echoClient } from '../helpers/grpc-kedge.ts';
 import { type Answer, ID, PAD } from './backend.ts';
 import type { Call } from './load.ts';
 
-export type Wire = 'h1' | 'h2' | 'grpc';
+export type Wire = 'h1' | 'h2' | 'grpc' | 'connect';
 
 /** Sends calls over one wire, and says when each has ended: as often as it is told. */
 export interface Client {
@@ -123,6 +134,59 @@ export function grpcClient(dialer: Dialer, { deadlineMs = DEADLINE_MS }: { deadl
       } catch (error) {
         fail(error);
       }
+    },
+  };
+}
+
+const STRUCT = '.google.protobuf.Struct';
+
+/** A method that takes and gives any JSON object, which is what every backend here answers with. */
+const Objects = createFileRegistry(
+  create(FileDescriptorSetSchema, {
+    file: [
+      file_google_protobuf_struct.proto,
+      create(FileDescriptorProtoSchema, {
+        name: 'objects.proto',
+        package: 'chaos',
+        syntax: 'proto3',
+        dependency: ['google/protobuf/struct.proto'],
+        service: [{ name: 'Objects', method: [{ name: 'Echo', inputType: STRUCT, outputType: STRUCT }] }],
+      }),
+    ],
+  }),
+).getService('chaos.Objects') as DescService;
+
+interface ObjectsClient {
+  echo(request: Struct, options: object): Promise<Struct>;
+}
+
+/** connect-es with its own protocol over HTTP/2. */
+export function connectClient(dialer: Dialer): Client {
+  const clients = new Map<string, ObjectsClient>();
+  const clientOf = (host: string): ObjectsClient => {
+    let client = clients.get(host);
+    if (client === undefined) {
+      const baseUrl = `http://${host}`;
+      const sessionManager = connectDialer(dialer).sessionManager(baseUrl);
+      const transport = createConnectTransport({ baseUrl, httpVersion: '2', useBinaryFormat: false, sessionManager });
+      client = createClient(Objects, transport) as unknown as ObjectsClient;
+      clients.set(host, client);
+    }
+    return client;
+  };
+  return {
+    wire: 'connect',
+    send: async (call, settled) => {
+      try {
+        const request = { id: call.id };
+        const options = { headers: { [ID]: call.id }, timeoutMs: DEADLINE_MS };
+        const reply = await clientOf(call.host).echo(fromJson(StructSchema, request), options);
+        call.crossed = !isAnswer(JSON.stringify(toJson(StructSchema, reply)), call, JSON.stringify(request), 0);
+        call.ok = !call.crossed;
+      } catch (error) {
+        call.error = error;
+      }
+      settled();
     },
   };
 }

@@ -12,7 +12,7 @@ import {
 } from '../../src/index.ts';
 import { authority, KEDGE_NAME } from '../helpers/kedge.ts';
 import { Ledger } from './backend.ts';
-import { type Client, grpcClient, type HttpCallOptions, httpClient, type Wire } from './clients.ts';
+import { type Client, connectClient, grpcClient, type HttpCallOptions, httpClient, type Wire } from './clients.ts';
 import { startRelay } from './kedges.ts';
 import { type Call, Load, type LoadOptions, type Method, start } from './load.ts';
 import { random } from './random.ts';
@@ -134,9 +134,10 @@ export class World extends Scope {
   clients(urls: readonly string[], options: ClientOptions = {}): Client[] {
     const { wires = ['h1', 'h2', 'grpc'], dialer = {}, route, deadlineMs, ...http } = options;
     return wires.map((wire) => {
-      const protocol = wire === 'grpc' ? 'auto' : wire;
+      const protocol = wire === 'h1' || wire === 'h2' ? wire : 'auto';
       const own = this.dialer(urls, { ...dialer, http: { protocol, ...dialer.http } }, route);
       if (wire === 'grpc') return grpcClient(own, { deadlineMs });
+      if (wire === 'connect') return connectClient(own);
       return httpClient(wire, this.options.sabotage?.(own.dispatcher, urls) ?? own.dispatcher, http);
     });
   }

@@ -3,6 +3,7 @@ import { bounds } from './bounds.ts';
 import { handshakes } from './handshakes.ts';
 import { identities } from './identities.ts';
 import { outages } from './outages.ts';
+import { scarcity } from './scarcity.ts';
 import { streams } from './streams.ts';
 import { tokens } from './tokens.ts';
 
@@ -13,5 +14,6 @@ export const scenarios: readonly Scenario[] = [
   ...streams,
   ...identities,
   ...tokens,
+  ...scarcity,
   ...bounds,
 ];
