@@ -15,9 +15,18 @@ const TESTS = [
   'test/kedge/*.test.ts',
 ];
 
+/**
+ * Walks whose HTTP/2 servers run beside them and end sessions while calls arrive: Node 22 aborts the process of such a
+ * server when DATA comes for a stream that its closing session turned away ("Assertion failed: onread->IsFunction()" in
+ * stream_base.cc). It says nothing of a client; the other lines walk.
+ */
+const NOT_ON_22 = 'by a random walk|in whatever order things happen';
+
 const failed = LINES.filter((line) => {
   console.log(`# Node ${line}`);
-  const args = ['-y', '-p', `node@${line}`, 'node', '--test', '--test-concurrency=2', '--test-reporter=spec', ...TESTS];
+  const args = ['-y', '-p', `node@${line}`, 'node', '--test', '--test-concurrency=2', '--test-reporter=spec'];
+  if (line === '22') args.push(`--test-skip-pattern=${NOT_ON_22}`);
+  args.push(...TESTS);
   // The long tests are as long as they get in `npm test`.
   const env = {
     ...process.env,

@@ -160,7 +160,7 @@ describe("the caller's retry policy over several kedges", () => {
   /** Kedges that execute and then cut the connection, and how often each did. */
   async function startCutting(t: TestContext, count: number) {
     const kedges = await Promise.all(
-      Array.from({ length: count }, () => startOdd(t, 1, ({ session }) => session!.socket.destroy())),
+      Array.from({ length: count }, () => startOdd(t, 1, ({ session }) => session!.socket.destroySoon())),
     );
     const route = kedges[0]!.route({ kedge: kedges.map(({ url }) => url) });
     const dialer = kedges[0]!.dialer({ mapper: single(route) });
