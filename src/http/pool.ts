@@ -52,6 +52,8 @@ export class HttpPool implements WirePool {
   private readonly upgraded = new Set<Duplex>();
   /** Failed dials by what they offered: that a kedge takes no HTTP/1.1 says nothing of its HTTP/2. */
   private readonly failures = new Map<Protocol, { readonly error: KedgeError; readonly until: number }>();
+  private readonly destroyed = Promise.withResolvers<unknown>();
+  private isDestroyed = false;
   /** Connections that were lost or said goodbye. */
   losses = 0;
 
@@ -66,6 +68,8 @@ export class HttpPool implements WirePool {
   }
 
   get inFlight(): number {
+    // undici goes on counting the requests that waited in a pool when it was destroyed.
+    if (this.isDestroyed) return 0;
     let size = this.held.length + this.upgraded.size + (this.negotiated?.stats.size ?? 0);
     if (this.h1 !== this.negotiated) size += this.h1?.stats.size ?? 0;
     return size;
@@ -108,13 +112,14 @@ export class HttpPool implements WirePool {
     // close() rejects only where destroy() was faster, and then there is nothing left to wait for.
     const closed = [...pools].map((pool) => pool?.close().catch(() => {}));
     const upgraded = [...this.upgraded].map((socket) => new Promise((resolve) => socket.once('close', resolve)));
-    await Promise.all([...closed, ...upgraded]);
+    // undici's close() never ends where requests waited in the pool and destroy() took them (`kClosedResolve`, pool-base.js).
+    await Promise.race([Promise.all([...closed, ...upgraded]), this.destroyed.promise]);
   }
 
   destroy(error: Error): void {
+    this.isDestroyed = true;
     this.rejectHeld(error);
-    void this.negotiated?.destroy(error);
-    void this.h1?.destroy(error);
+    this.destroyed.resolve(Promise.all([this.negotiated?.destroy(error), this.h1?.destroy(error)]));
     for (const socket of this.upgraded) socket.destroy(error);
   }
 

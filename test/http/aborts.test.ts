@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import * as undici from 'undici';
 import { startKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
+import { rotating } from '../helpers/rotating.ts';
 
 const TARGET = 'http://orders.us1:8080/';
 
@@ -168,6 +169,26 @@ describe('an upload that ends half-way', () => {
       body.destroy();
       await sleep(50);
       assert.deepEqual([whole, cut], [[], ['part', 'part', 'part', 'part']]);
+    });
+  }
+});
+
+describe('destroy()', () => {
+  for (const protocol of ['h2', 'h1'] as const) {
+    it(`ends where calls wait in the queue of a connection that drains (${protocol})`, {
+      timeout: 10_000,
+    }, async (t) => {
+      const kedge = await startKedge(t, { handler: (request) => request.resume() });
+      const identity = rotating(kedge);
+      const dialer = kedge.dialer({ identity, http: { protocol, connections: 1, maxConcurrentStreams: 1 } });
+      const { dispatcher } = dialer;
+      const calls = Array.from({ length: 5 }, () => undici.request(TARGET, { dispatcher, method: 'POST', body: 'x' }));
+      for (const call of calls) call.catch(() => {});
+      while (kedge.seen.length === 0) await sleep(2);
+      await identity.rotate();
+      await dialer.destroy();
+      for (const call of calls) await assert.rejects(call, { code: 'ERR_KEDGE_CLOSED' });
+      assert.deepEqual([dialer.stats().inFlight, dialer.stats().kedges], [0, []]);
     });
   }
 });
