@@ -132,7 +132,8 @@ class Upload {
     this.handed += length;
     this.uploads.hand(length);
     return this.inherited.write.call(this.stream, bytes, undefined, (error) => {
-      if (!this.isOver && !error) {
+      // Node 26 tells of no error where a stream was destroyed before its bytes were sent.
+      if (!this.isOver && !error && !this.stream.destroyed) {
         this.handed -= length;
         this.uploads.sent(length);
       }
