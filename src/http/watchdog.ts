@@ -1,5 +1,6 @@
 import type { ClientHttp2Session } from 'node:http2';
 import type { Socket } from 'node:net';
+import { wakeReads } from '../kedge/wake-reads.ts';
 
 /** How often we look during one interval. */
 const LOOKS = 4;
@@ -37,6 +38,7 @@ export function watchSession({ session, socket, uploads }: Watched, intervalMs: 
       return;
     }
     silent += 1;
+    wakeReads(socket);
     if (silent === LOOKS && !session.destroyed) ask(session);
     const onTheWay = Math.min(uploads.uploaded - uploaded, MOST_ON_THE_WAY);
     const patience = 2 * intervalMs + (onTheWay / SLOWEST_LINK) * 1000;

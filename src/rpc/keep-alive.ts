@@ -1,6 +1,7 @@
 import { type ClientHttp2Session, constants } from 'node:http2';
 import type { Socket } from 'node:net';
 import { running } from '../kedge/timer.ts';
+import { wakeReads } from '../kedge/wake-reads.ts';
 
 /** How a {@link keepAlive} is done. */
 export interface KeepAliveOptions {
@@ -46,7 +47,7 @@ export function keepAlive(session: ClientHttp2Session, socket: Socket, options: 
   };
   const intervalMs = Math.min(timeMs * (patience.get(owner) ?? 1), MAX_TIMER_MS);
   const pings = timeMs === Number.POSITIVE_INFINITY ? undefined : setInterval(ping, intervalMs).unref();
-  const looks = setInterval(wakeReads(socket, options), LOOK_MS).unref();
+  const looks = setInterval(wakeWhatIsStill(socket, options), LOOK_MS).unref();
   session.once('goaway', (code, _last, data) => {
     if (code !== constants.NGHTTP2_ENHANCE_YOUR_CALM || data?.toString() !== 'too_many_pings') return;
     patience.set(owner, (patience.get(owner) ?? 1) * 2);
@@ -58,17 +59,12 @@ export function keepAlive(session: ClientHttp2Session, socket: Socket, options: 
   });
 }
 
-/**
- * Node's HTTP/2 does not read while it writes, and TLS may lose the end of a write that failed: such a connection never hears
- * that its other end is gone, and takes calls and PINGs that it can neither send nor fail
- * (https://github.com/nodejs/node/issues/61304). Reading again where nothing moves brings out the reset.
- */
-function wakeReads(socket: Socket, { isNeeded }: KeepAliveOptions): () => void {
-  const { _handle: handle } = socket as Socket & { readonly _handle?: { readStart?(): number } | null };
+/** Looks whether anything moved since the last time, where something should. */
+function wakeWhatIsStill(socket: Socket, { isNeeded }: KeepAliveOptions): () => void {
   let last = -1;
   return () => {
     const moved = socket.bytesRead + socket.bytesWritten;
-    if (isNeeded() && moved === last && !socket.destroyed) handle?.readStart?.();
+    if (isNeeded() && moved === last) wakeReads(socket);
     last = moved;
   };
 }
