@@ -24,7 +24,7 @@ const NOT_ON_22 = 'by a random walk|in whatever order things happen';
 
 const failed = LINES.filter((line) => {
   console.log(`# Node ${line}`);
-  const args = ['-y', '-p', `node@${line}`, 'node', '--test', '--test-concurrency=2', '--test-reporter=spec'];
+  const args = ['-y', '-p', `node@${line}`, 'node', 'test/run.ts'];
   if (line === '22') args.push(`--test-skip-pattern=${NOT_ON_22}`);
   args.push(...TESTS);
   // The long tests are as long as they get in `npm test`.
