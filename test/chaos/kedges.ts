@@ -77,8 +77,8 @@ export function startFaulty(world: World, handler?: KedgeHandler): Promise<TestK
   });
 }
 
-export async function startRelay(upstream: number): Promise<Relay> {
-  return await new Relay(upstream).listen();
+export async function startRelay(upstream: number, at: { host?: string; port?: number } = {}): Promise<Relay> {
+  return await Object.assign(new Relay(upstream), at).listen();
 }
 
 /** Asks every 10 ms; false when it is not so in time. */

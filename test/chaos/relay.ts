@@ -18,6 +18,7 @@ export class Relay {
   /** The port of 127.0.0.1 that it leads to. */
   upstream: number;
   port = 0;
+  host = '127.0.0.1';
   /** Connections since the start. */
   accepted = 0;
   latencyMs = 0;
@@ -36,14 +37,14 @@ export class Relay {
   }
 
   get url(): string {
-    return `https://127.0.0.1:${this.port}`;
+    return `https://${this.host}:${this.port}`;
   }
 
   async listen(): Promise<this> {
     this.server = net.createServer({ allowHalfOpen: true }, (socket) => this.accept(socket));
     await new Promise<void>((resolve, reject) => {
       this.server.once('error', reject);
-      this.server.listen(this.port, '127.0.0.1', resolve);
+      this.server.listen(this.port, this.host, resolve);
     });
     this.port = (this.server.address() as net.AddressInfo).port;
     return this;

@@ -113,8 +113,8 @@ export class World extends Scope {
     return Math.max(least, Math.round(count * this.scale));
   }
 
-  async relay(upstream: number): Promise<Relay> {
-    const relay = await startRelay(upstream);
+  async relay(upstream: number, at?: { host?: string; port?: number }): Promise<Relay> {
+    const relay = await startRelay(upstream, at);
     this.after(() => relay.close());
     return relay;
   }

@@ -1,4 +1,5 @@
 /** Kedges that die, drain, or cannot be dialled. */
+import dns from 'node:dns';
 import { startBlackHole } from '../../helpers/black-hole.ts';
 import { failures, noneFailed, recovery, tally, typed, within } from '../asserts.ts';
 import { startPair } from '../kedges.ts';
@@ -185,4 +186,28 @@ const poor: Scenario = {
   },
 };
 
-export const outages: readonly Scenario[] = [kill, drain, down, refused, blackHole, frozen, poor];
+const twoAddresses: Scenario = {
+  name: 'a kedge with two addresses, 100 ms away',
+  run: async (world) => {
+    if (process.platform !== 'linux') return world.note('skipped: only Linux has them all on its loopback');
+    const { processes } = await startPair(world);
+    const upstream = processes[0]!.ready.port;
+    const one = await world.relay(upstream, { host: '127.0.0.2' });
+    const other = await world.relay(upstream, { host: '127.0.0.3', port: one.port });
+    for (const relay of [one, other]) relay.latencyMs = 50;
+    const { lookup } = dns.promises;
+    world.after(() => Object.assign(dns.promises, { lookup }));
+    const addresses = [one, other].map(({ host }) => ({ address: host, family: 4 }));
+    Object.assign(dns.promises, { lookup: async () => addresses });
+    const clients = world.clients([`https://two.kedge.test:${one.port}`], { wires: ['h1', 'h2', 'grpc', 'connect'] });
+    const load = world.load(clients, { rate: 10 });
+    await world.pass(60, 5);
+    await load.stop();
+    noneFailed(world, load.calls);
+    const dials = world.dialers.map((dialer) => dialer.stats()).map(({ handshakes }) => handshakes);
+    world.check(Math.max(...dials.slice(1)) === 1, `${dials.slice(1)} handshakes over h2, gRPC and connect-es`);
+    world.note(`handshakes: ${dials.join(', ')} (h1, h2, grpc, connect)`);
+  },
+};
+
+export const outages: readonly Scenario[] = [kill, drain, down, refused, blackHole, twoAddresses, frozen, poor];
