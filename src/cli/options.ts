@@ -26,8 +26,8 @@ Where calls go, one of:
 With what:
   --auth <file>          winch's auth file, for --mapper
   --strict               refuse hazards in winch's files
-  --cert, --key, --ca <file>
-                         client certificate, its key, and the CAs of the kedges, PEM
+  --cert, --key <file>   client certificate and its key, PEM
+  --ca <file>            the CAs of the kedges, PEM; default: the system's
   --server-name <name>   the name that the kedge's certificate is for, with --kedge
 
   --grpc                 the target is a gRPC service
@@ -82,13 +82,14 @@ export function parse(args: readonly string[]): Command {
   const { mapper, warnings } = mapperOf(values);
   const { cert, key, ca, grpc, path, json } = values;
   if ((cert === undefined) !== (key === undefined)) throw new Error('--cert and --key go together');
-  if (ca !== undefined && cert === undefined) throw new Error('--ca goes with --cert and --key');
   if (values.auth !== undefined && values.mapper === undefined) throw new Error('--auth goes with --mapper');
   if (values['server-name'] !== undefined && values.kedge === undefined) {
     throw new Error('--server-name goes with --kedge');
   }
   const options: DialerOptions = { mapper };
-  if (cert !== undefined) options.identity = pemFiles({ cert, key: key!, ...(ca === undefined ? {} : { ca }) });
+  const trust = ca === undefined ? {} : { ca };
+  if (cert !== undefined) options.identity = pemFiles({ cert, key: key!, ...trust });
+  else if (ca !== undefined) options.identity = pemFiles({ ca });
   const wire = grpc ? 'grpc' : 'http';
   return { is, dialer: createDialer(options), target, wire, path, json, warnings };
 }

@@ -70,6 +70,21 @@ describe('kedge-dialer', () => {
     assert.match(steps.at(-1).detail, /without this service/);
   });
 
+  it('reaches a kedge that asks for no client certificate, with its CA alone', async (t) => {
+    const kedge = await startKedge(t, { requireClientCertificate: false });
+    const flags = await files(t, kedge);
+    const ca = flags.slice(flags.indexOf('--ca'));
+    const to = flags.slice(0, flags.indexOf('--cert'));
+    const { status, out } = await run('check', 'http://a.us1/', ...to, ...ca);
+    assert.equal(status, 0, out);
+    assert.match(out, /ok {3}request .*status 200/);
+    assert.doesNotMatch(out, /CN=pod/);
+    assert.equal(kedge.seen[0]!.clientSubject, 'undefined');
+    const unknown = await run('check', 'http://a.us1/', ...to);
+    assert.equal(unknown.status, 1, unknown.out);
+    assert.match(unknown.out, /FAIL tls .*ERR_KEDGE_CERTIFICATE/);
+  });
+
   it('says which stage failed and why', async (t) => {
     const kedge = await startKedge(t, {
       handler: (_request, response) => {
@@ -112,7 +127,6 @@ describe('kedge-dialer', () => {
       ['explain', 'x', '--kedge', 'ftp://k'],
       ['explain', 'x', '--mapper', '/nowhere'],
       ['explain', 'x', '--kedge', 'https://k', '--cert', 'c'],
-      ['explain', 'x', '--kedge', 'https://k', '--ca', 'c'],
       ['explain', 'x', '--kedge', 'https://k', '--auth', '/nowhere'],
       ['explain', 'x', '--match', '*.prod', '--suffix', '.k.test', '--server-name', 'k.test'],
       ['explain', 'x', '--what'],
