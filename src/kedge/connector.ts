@@ -6,6 +6,7 @@ import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../errors
 import type { AnySnapshot } from '../identity/identity.ts';
 import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
+import { readBeforeEnd } from './last-words.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
 import { type ProxyAddress, tunnel } from './proxy.ts';
 import { running } from './timer.ts';
@@ -193,6 +194,7 @@ export class Connector {
           socket.alpnProtocol,
           resumed ? ', resumed' : '',
         );
+        readBeforeEnd(socket);
         socket.once('error', (error) => this.noteRefusal(error));
         callback(null, socket);
         return;

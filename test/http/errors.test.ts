@@ -110,10 +110,7 @@ describe('a call that cannot be made', () => {
           Boolean(codes.add(error.code)),
         );
       }
-      // TLS 1.3 brings the refusal after the handshake, and a reset may overtake it: then all that is known is the loss.
-      assert.ok(codes.has('ERR_KEDGE_CLIENT_CERTIFICATE'), [...codes].join());
-      codes.delete('ERR_KEDGE_CONNECTION');
-      assert.equal(codes.size, 1);
+      assert.deepEqual([...codes], ['ERR_KEDGE_CLIENT_CERTIFICATE']);
     }
   });
 
