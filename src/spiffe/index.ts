@@ -37,7 +37,12 @@ const METHOD = '/SpiffeWorkloadAPI/FetchX509SVID';
  * The X.509-SVID of this workload, from the SPIFFE Workload API
  * (https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md): streamed over the agent's Unix socket,
  * rotated as it says, with the trust bundle as CA. Resolves with the first certificate; a lost agent is called again while the
- * last certificate serves, also when the agent takes it back, which is a warning. Nothing of it holds the process.
+ * last certificate serves. Nothing of it holds the process.
+ *
+ * A certificate that the agent takes back, by an answer without it or PERMISSION_DENIED, serves until it expires, and
+ * `onWarning` hears of it. The specification would rather have it out of use (§5.2.1: SHOULD), but agents say the same while
+ * they cannot tell who asks, such as SPIRE without its kubelet, and who may come in is the kedge's to decide. Who wants it
+ * otherwise ends the dialer in `onWarning`.
  *
  * @throws `KedgeError` `ERR_KEDGE_IDENTITY` when there is no certificate in time
  */
