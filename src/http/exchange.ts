@@ -289,7 +289,10 @@ export class Exchange implements Handler, Controller {
     }
     this.kedge = this.core.kedges.get(hop);
     this.pool = this.pools.of(this.kedge.generation);
-    return this.pool.dispatch(this.request!, this, needsH1(this.options));
+    const isFree = this.pool.dispatch(this.request!, this, needsH1(this.options));
+    // Who waits for a connection may give up: undici has no ear for an abort before this.
+    this.start(null);
+    return isFree;
   }
 
   /** Sends the request again where that is safe; false where the caller has to hear of the failure. */

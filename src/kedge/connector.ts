@@ -39,6 +39,8 @@ export class Connector {
   readonly sockets = new Set<net.Socket>();
   /** Dials under way. */
   dialling = 0;
+  /** Those of {@link sockets} that are theirs. */
+  private readonly unready = new Set<net.Socket>();
   private readonly address: KedgeAddress;
   private readonly identity: AnySnapshot | undefined;
   private readonly addresses: Addresses;
@@ -149,6 +151,7 @@ export class Connector {
 
   private finish(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
     const go = () => {
+      this.unready.delete(tcp);
       if (this.address.secure) this.secure(tcp, alpn, callback);
       else {
         this.observer.dialled(tcp);
@@ -185,6 +188,7 @@ export class Connector {
     });
     const done = once(socket, this.timeouts.handshakeTimeoutMs, (error, reason) => {
       if (reason === 'ready') {
+        this.unready.delete(socket);
         this.observer.dialled(socket);
         const resumed = socket.isSessionReused();
         debug.dial(
@@ -219,6 +223,12 @@ export class Connector {
     for (const socket of this.sockets) socket.destroy(error);
   }
 
+  /** Gives up the dials under way, which nobody waits for any more, and refuses others with `error`. */
+  stopDialling(error: KedgeError): void {
+    this.ended ??= error;
+    for (const socket of this.unready) socket.destroy();
+  }
+
   /**
    * Why a connection may have been lost that was handed out lately. With TLS 1.3 the kedge's verdict on our certificate
    * arrives after the handshake is done for us (RFC 8446 §4.4.2.4), so it meets calls, and not all of them see the alert.
@@ -247,9 +257,13 @@ export class Connector {
 
   private track(socket: net.Socket): void {
     this.sockets.add(socket);
+    this.unready.add(socket);
     // Pools drop their listeners when they are done with a socket; a late error must not end the process.
     socket.on('error', () => {});
-    socket.once('close', () => this.sockets.delete(socket));
+    socket.once('close', () => {
+      this.sockets.delete(socket);
+      this.unready.delete(socket);
+    });
   }
 
   private noteRefusal(error: Error): void {

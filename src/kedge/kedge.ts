@@ -156,6 +156,11 @@ export class Kedge implements DialObserver {
     await Promise.all(this.draining.values());
   }
 
+  /** Dials nothing from now on, when no call is left that could want it. */
+  stopDialling(error: KedgeError): void {
+    for (const { connector } of [this.live, ...this.draining.keys()]) connector.stopDialling(error);
+  }
+
   destroy(error: Error): void {
     this.stop();
     for (const generation of [this.live, ...this.draining.keys()]) generation.destroy(error);

@@ -77,9 +77,11 @@ export class Kedges {
     return this.stats().reduce((sum, kedge) => sum + kedge.handshakes, this.pastHandshakes);
   }
 
+  /** When all calls are over: a dial that they left behind, or a look-up that cannot be cancelled, is not waited for. */
   async close(): Promise<void> {
     this.closed ??= new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
     this.live.clear();
+    for (const kedge of this.leaving) kedge.stopDialling(this.closed);
     await Promise.all([...this.leaving].map((kedge) => kedge.drain()));
   }
 

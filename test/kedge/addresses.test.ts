@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { createSocket } from 'node:dgram';
 import dns from 'node:dns';
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { coreOf } from '../../src/core.ts';
@@ -9,6 +10,7 @@ import { single } from '../../src/index.ts';
 import { Addresses } from '../../src/kedge/addresses.ts';
 import { KEDGE_NAME, startKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
+import { tempDir } from '../helpers/temp.ts';
 
 const SEED = Number(process.env['KEDGE_TEST_SEED'] ?? Date.now() % 1_000_000);
 const STEPS = Number(process.env['KEDGE_TEST_MODEL_STEPS'] ?? 100_000);
@@ -158,6 +160,62 @@ describe('name servers that are silent', () => {
     assert.equal(status, 0, out);
     await asked;
     assert.ok(Number(out.trim()) < 500, `${out} ms after close()`);
+  });
+});
+
+describe('a look-up that is under way', () => {
+  it('holds neither close() nor destroy() once its calls are over, on any wire, and no process afterwards', async (t) => {
+    const fifo = join(await tempDir(t), 'fifo');
+    const here = (path: string) => JSON.stringify(new URL(path, import.meta.url).href);
+    // The one thread for look-ups waits for somebody to write to the FIFO.
+    const code = `
+      import { execFileSync } from 'node:child_process';
+      import fs from 'node:fs';
+      import { createDialer, single } from ${here('../../src/index.ts')};
+      import { grpcDialer } from ${here('../../src/grpc/index.ts')};
+      import { echoClient, unary } from ${here('../helpers/grpc-kedge.ts')};
+      const fifo = process.argv[1];
+      execFileSync('mkfifo', [fifo]);
+      const read = fs.promises.readFile(fifo);
+      const took = {};
+      for (const end of ['close', 'destroy']) {
+        for (const wire of ['h1', 'h2', 'upgrade', 'warm', 'grpc']) {
+          const dialer = createDialer({ mapper: single('https://localhost:1'), http: { protocol: wire === 'h1' ? 'h1' : 'h2' } });
+          const { dispatcher } = dialer;
+          const to = { origin: 'http://a.us1', path: '/', method: 'GET' };
+          const client = new (grpcDialer(dialer).wrap(echoClient()))('a.us1:1');
+          const given = new AbortController();
+          const { signal } = given;
+          let call;
+          if (wire === 'grpc') call = unary(client, 'x', undefined, { deadline: Date.now() + 50 });
+          else if (wire === 'upgrade') call = dispatcher.upgrade({ ...to, protocol: 'websocket', signal });
+          else if (wire === 'warm') call = dialer.warm('http://a.us1/');
+          else call = dialer.fetch('http://a.us1/', { signal });
+          const over = call.then(() => 'made', (error) => error.cause?.code ?? error.code ?? error.name);
+          setTimeout(() => given.abort(), 50);
+          const first = wire === 'warm' ? undefined : await over;
+          const begin = performance.now();
+          await dialer[end]();
+          took[end + ' ' + wire] = [Math.round(performance.now() - begin), first ?? (await over)];
+          client.close();
+        }
+      }
+      fs.writeFileSync(fifo, 'x');
+      await read;
+      const free = performance.now();
+      process.on('exit', () => console.log(JSON.stringify({ took, exit: performance.now() - free })));
+    `;
+    const env = { UV_THREADPOOL_SIZE: '1' };
+    const { status, out } = await runNode(['--input-type=module', '-e', code, fifo], { env });
+    assert.equal(status, 0, out);
+    const { took, exit } = JSON.parse(out) as { took: Record<string, [number, string]>; exit: number };
+    assert.equal(Object.keys(took).length, 10, out);
+    for (const [what, [ms]] of Object.entries(took)) assert.ok(ms < 500, `${what}: ${ms} ms`);
+    assert.deepEqual(
+      ['close warm', 'destroy warm'].map((what) => took[what]![1]),
+      ['ERR_KEDGE_CLOSED', 'ERR_KEDGE_CLOSED'],
+    );
+    assert.ok(exit < 500, `the process ended ${exit} ms later`);
   });
 });
 
