@@ -88,6 +88,8 @@ export class Kedge implements DialObserver {
   private readonly addresses: Addresses;
   /** Ends the watch over the live generation's certificate. */
   private stopExpiry: (() => void) | undefined;
+  /** Whether that had expired when it was opened, so that nothing watches for its end. */
+  private hasExpired = false;
   private stopAge: (() => void) | undefined;
   private readonly options: KedgeOptions;
   private readonly counters = { handshakes: 0, resumed: 0, failures: 0 };
@@ -168,6 +170,8 @@ export class Kedge implements DialObserver {
 
   dialled(socket: Socket | TLSSocket): void {
     this.breaker.succeeded();
+    // It had expired by a clock that was wrong.
+    if (this.hasExpired) this.watchExpiry(this.live.identity);
     if (!('isSessionReused' in socket)) return;
     this.counters.handshakes += 1;
     if (socket.isSessionReused()) this.counters.resumed += 1;
@@ -221,16 +225,20 @@ export class Kedge implements DialObserver {
 
   /** No connection outlives its certificate: from its end on, dials fail with a typed error, and so do the calls left. */
   private watchExpiry(snapshot: AnySnapshot | undefined): void {
-    this.stopExpiry?.();
+    const stopLast = this.stopExpiry;
     this.stopExpiry = undefined;
-    if (snapshot?.notAfter === undefined) return;
-    const left = snapshot.notAfter.getTime() - Date.now();
-    const stopWarning = this.options.expiry.watch(snapshot);
-    const stopTimer = left <= 0 ? () => {} : at(snapshot.notAfter, () => this.rotate());
-    this.stopExpiry = () => {
-      stopWarning();
-      stopTimer();
-    };
+    this.hasExpired = false;
+    if (snapshot?.notAfter !== undefined) {
+      this.hasExpired = snapshot.notAfter.getTime() <= Date.now();
+      const stopWarning = this.options.expiry.watch(snapshot);
+      const stopTimer = this.hasExpired ? () => {} : at(snapshot.notAfter, () => this.rotate());
+      this.stopExpiry = () => {
+        stopWarning();
+        stopTimer();
+      };
+    }
+    // Not before: the same certificate stays watched, and is not warned of again.
+    stopLast?.();
   }
 
   /** With jitter, so that many pods do not reconnect together. */

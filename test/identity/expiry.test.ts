@@ -62,6 +62,47 @@ describe('a certificate that expires', () => {
     assert.equal((await dialer.fetch('http://a.us1/')).status, 200);
   });
 
+  it('by a clock that is wrong serves again when that is right, and ends its connections when it expires', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const now = Date.now;
+    const identity = await lasting(-10_000, 2000);
+    let offset = 3600_000;
+    t.mock.method(Date, 'now', () => now.call(Date) + offset);
+    const dialer = kedge.dialer({ identity, onWarning: () => {}, http: { protocol: 'h1' } });
+    const call = () => unary(new (grpcDialer(dialer).wrap(echoClient()))('a.us1:1'), 'x');
+    await assert.rejects(dialer.fetch('http://a.us1/'), expired);
+    await assert.rejects(call(), expired);
+    offset = 0;
+    // A failed dial answers for gRPC calls for a moment.
+    await sleep(300);
+    await (await dialer.fetch('http://a.us1/')).text();
+    await call();
+    assert.equal(kedge.sockets.size, 2);
+    await sleep(identity.current().notAfter.getTime() - now() + 100);
+    for (let i = 0; i < 20 && kedge.sockets.size > 0; i += 1) await sleep(10);
+    assert.equal(kedge.sockets.size, 0, 'no connection outlives its certificate');
+    await assert.rejects(dialer.fetch('http://a.us1/'), expired);
+  });
+
+  it('is warned of once, however often its connections are replaced', async (t) => {
+    const kedge = await startKedge(t);
+    const warnings: Error[] = [];
+    const dialer = kedge.dialer({
+      identity: await lasting(-60_000, 20_000),
+      connect: { maxConnectionAgeMs: 100 },
+      onWarning: (warning) => warnings.push(warning),
+    });
+    for (let i = 0; i < 20; i += 1) {
+      await (await dialer.fetch('http://a.us1/')).text();
+      await sleep(30);
+    }
+    assert.ok(dialer.stats().kedges[0]!.generation > 2);
+    assert.deepEqual(
+      warnings.map(({ message }) => /two thirds/.test(message)),
+      [true],
+    );
+  });
+
   it('warns at two thirds of its life, once for all kedges, and not after its dialer is closed', async (t) => {
     const [one, two] = await Promise.all([startKedge(t), startKedge(t)]);
     const warnings: Error[] = [];
