@@ -31,7 +31,8 @@ export class Backend<L extends Line> {
     this.name = name;
     this.resolver = resolver;
     this.open = open;
-    this.shares = new Shares(() => this.inTurn.reduce((sum, { share }) => sum + share, 0));
+    // Where there is no address nobody waits for one: that is said at once.
+    this.shares = new Shares(() => this.inTurn.reduce((sum, { share }) => sum + share, 0) || Number.POSITIVE_INFINITY);
     // Connected before the first request, as the original does.
     this.ready()?.catch(() => {});
   }

@@ -38,7 +38,8 @@ export interface AdhocRule {
 export interface Resolvers {
   host: { dnsName: string; port: number } | undefined;
   srv: { dnsName: string; portOverride: number } | undefined;
-  k8s: { service: string; namespace: string; port: string } | undefined;
+  /** Without a port: of a Service that has only one. */
+  k8s: { service: string; namespace: string; port: string | undefined } | undefined;
 }
 
 export interface BackendConfig extends Resolvers {
@@ -246,6 +247,9 @@ const grpcRoute: Reader<GrpcRoute> = (node) => {
   };
 };
 
+/** `<service>(.<namespace>)(.<any suffix>)(:<port's name or number>)`, as the original takes it. */
+const K8S_NAME = /^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.[a-z0-9.-]+)?)?(?::([a-z0-9-]+))?$/;
+
 const backend: Reader<BackendConfig> = (node) => {
   const fields = object<BackendConfig & { balancer: string }>({
     name,
@@ -265,9 +269,9 @@ const backend: Reader<BackendConfig> = (node) => {
     },
     k8s: (at) => {
       const { dnsPortName } = object<{ dnsPortName: string }>({ dnsPortName: text })(at);
-      const parts = /^([a-z0-9-]+)\.([a-z0-9-]+):([a-z0-9-]+)$/.exec(required(at, 'dns_port_name', dnsPortName));
+      const parts = K8S_NAME.exec(required(at, 'dns_port_name', dnsPortName));
       if (parts === null) throw expected(`${at.path}.dns_port_name`, 'service.namespace:port');
-      return { service: parts[1]!, namespace: parts[2]!, port: parts[3]! };
+      return { service: parts[1]!, namespace: parts[2] ?? 'default', port: parts[3] };
     },
   })(node);
   const { host, srv, k8s, security } = fields;

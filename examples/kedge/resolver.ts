@@ -1,5 +1,6 @@
 import dns from 'node:dns/promises';
 import { isIP } from 'node:net';
+import type { KubeConfig } from '@kubernetes/client-node';
 import type { BackendConfig } from './config.ts';
 import { watchEndpoints } from './k8s.ts';
 
@@ -21,8 +22,9 @@ export interface Resolver {
 /** How long an answer counts where the records do not say, in ms: SRV answers come without their TTL from node:dns. */
 const TTL_MS = 5_000;
 
-export function resolverOf({ host, srv, k8s }: BackendConfig): Resolver {
-  if (k8s !== undefined) return watchEndpoints(k8s);
+/** `cluster`: asked for when a backend is in Kubernetes. */
+export function resolverOf({ host, srv, k8s }: BackendConfig, cluster: () => KubeConfig): Resolver {
+  if (k8s !== undefined) return watchEndpoints(k8s, cluster());
   if (srv !== undefined) return new Polled(() => lookUpSrv(srv.dnsName, srv.portOverride));
   const { dnsName, port } = host!;
   return new Polled(async () => ({

@@ -1,5 +1,6 @@
 import dns from 'node:dns/promises';
 import { unwatchFile, watchFile } from 'node:fs';
+import { KubeConfig } from '@kubernetes/client-node';
 import type { Source } from '../flags.ts';
 import { Backend, type Line } from './backend.ts';
 import {
@@ -38,12 +39,18 @@ export class State {
   private readonly report: (message: string) => void;
 
   /** `maxHeaderBytes`: of a backend's answer. Throws what is wrong with the files. */
-  constructor(director: Source, pool: Source, report: (message: string) => void, maxHeaderBytes: number) {
+  constructor(
+    director: Source,
+    pool: Source,
+    report: (message: string) => void,
+    maxHeaderBytes: number,
+    cluster: () => KubeConfig = defaultCluster,
+  ) {
     this.sources = { director, pool };
     this.report = report;
     this.wires = {
-      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes)),
-      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls)),
+      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), cluster),
+      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls), cluster),
     };
     this.load();
     for (const { path } of [director, pool]) {
@@ -97,11 +104,13 @@ function dialsOf({ backends }: WireConfig<unknown>, tls: ReadonlyMap<string, str
 /** The backends of one wire: what stays the same keeps its connections, what is gone ends when its requests have. */
 class Backends<L extends Line> {
   private readonly open: Open<L>;
+  private readonly cluster: () => KubeConfig;
   private named = new Map<string, Backend<L>>();
   private readonly adhocs = new Map<string, Backend<L>>();
 
-  constructor(open: Open<L>) {
+  constructor(open: Open<L>, cluster: () => KubeConfig) {
     this.open = open;
+    this.cluster = cluster;
   }
 
   take<Route>({ routes, adhocRules }: WireConfig<Route>, dials: Dials): WireState<Route, L> {
@@ -123,7 +132,7 @@ class Backends<L extends Line> {
 
   private make(config: BackendConfig, dial: Dial): Backend<L> {
     const isTls = config.security !== undefined;
-    return new Backend(config.name, resolverOf(config), (address) => this.open(address, dial, isTls));
+    return new Backend(config.name, resolverOf(config, this.cluster), (address) => this.open(address, dial, isTls));
   }
 
   private adhoc({ host, port }: Address): Backend<L> {
@@ -144,6 +153,12 @@ class Backends<L extends Line> {
     this.adhocs.set(key, backend);
     return backend;
   }
+}
+
+function defaultCluster(): KubeConfig {
+  const config = new KubeConfig();
+  config.loadFromDefault();
+  return config;
 }
 
 /** The addresses of a name, for adhoc rules. */

@@ -17,6 +17,7 @@ import { echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
 import { authority, KEDGE_NAME } from '../helpers/kedge.ts';
 import { kedgeProcesses, startReferenceKedge } from '../helpers/reference-kedge.ts';
 import { tempDir } from '../helpers/temp.ts';
+import { ApiServer, sliceOf } from './api-server.ts';
 
 async function listen(t: TestContext, server: http.Server | http2.Http2SecureServer): Promise<number> {
   server.listen(0, '127.0.0.1');
@@ -42,46 +43,15 @@ const backends = (t: TestContext, count: number) => {
 const routes = [{ backend_name: 'orders', host_matcher: 'orders.us1' }];
 const at = (port: number) => ({ dns_name: '127.0.0.1', port });
 
-/** A Kubernetes API server, as far as EndpointSlices go. */
-async function startApiServer(t: TestContext, slices: () => object[]) {
-  const watchers = new Set<http.ServerResponse>();
-  const port = await listen(
-    t,
-    http.createServer((request, response) => {
-      const url = new URL(request.url!, 'http://x');
-      assert.equal(url.pathname, '/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices');
-      assert.equal(url.searchParams.get('labelSelector'), 'kubernetes.io/service-name=orders');
-      watchers.add(response);
-      response.once('close', () => watchers.delete(response));
-      for (const object of slices()) response.write(`${JSON.stringify({ type: 'ADDED', object })}\n`);
-    }),
-  );
-  const emit = (type: string, object: object) => {
-    for (const watcher of watchers) watcher.write(`${JSON.stringify({ type, object })}\n`);
-  };
-  const dir = await tempDir(t);
-  const config = {
-    apiVersion: 'v1',
-    kind: 'Config',
-    clusters: [{ name: 'c', cluster: { server: `http://127.0.0.1:${port}`, 'insecure-skip-tls-verify': true } }],
-    users: [{ name: 'u', user: {} }],
-    contexts: [{ name: 'x', context: { cluster: 'c', user: 'u' } }],
-    'current-context': 'x',
-  };
-  writeFileSync(join(dir, 'config'), JSON.stringify(config));
-  return { kubeconfig: join(dir, 'config'), emit, watchers };
-}
-
 describe('the backend pool', () => {
   it('spreads 1,000 requests over 10 addresses evenly, and does without one that dies', async (t) => {
     const { ports, hits, servers } = await backends(t, 10);
-    const slice = (count: number) =>
-      ports.slice(0, count).map((port, i) => ({
-        metadata: { name: `s${i}` },
-        ports: [{ name: 'http', port }],
-        endpoints: [{ addresses: ['127.0.0.1'], conditions: { ready: true } }],
-      }));
-    const api = await startApiServer(t, () => slice(10));
+    const api = await ApiServer.start(t);
+    const slices = ports.map((port, i) => {
+      const slice = sliceOf('orders', 'shop', { http: port });
+      return { ...slice, metadata: { ...slice.metadata, name: `orders-${i}` } };
+    });
+    for (const slice of slices) api.put('endpointslices', slice);
     process.env['KUBECONFIG'] = api.kubeconfig;
     t.after(() => delete process.env['KUBECONFIG']);
     const pool = { http: { backends: [{ name: 'orders', k8s: { dns_port_name: 'orders.shop:http' } }] } };
@@ -107,7 +77,7 @@ describe('the backend pool', () => {
     servers[3]!.closeAllConnections();
     servers[3]!.close();
     assert.deepEqual(new Set(await load(500, 20)), new Set([200]), 'no request failed');
-    api.emit('DELETED', slice(10)[4]!);
+    api.remove('endpointslices', slices[4]!);
     await sleep(100);
     const before = hits[4];
     await load(100, 5);
