@@ -63,14 +63,20 @@ export function joinStreams(
   });
 }
 
-/** A status without a message ("trailers-only"). */
-export function endWith(stream: ServerHttp2Stream, status: number, message: string): void {
+/** A status without a message ("trailers-only"), with `more` beside it. */
+export function endWith(
+  stream: ServerHttp2Stream,
+  status: number,
+  message: string,
+  more: OutgoingHttpHeaders = {},
+): void {
   if (stream.destroyed || stream.closed || stream.headersSent) return;
   const head = {
     ':status': 200,
     'content-type': 'application/grpc',
     'grpc-status': String(status),
     'grpc-message': encodeURI(message.toWellFormed()),
+    ...more,
   };
   try {
     stream.respond(head, { endStream: true });

@@ -4,7 +4,7 @@ import { constants, type ServerHttp2Stream } from 'node:http2';
 import { Readable, type Writable } from 'node:stream';
 import { type Head, trailersTowardsClient } from './headers.ts';
 import type { Peer } from './peer.ts';
-import type { Refusal } from './refusal.ts';
+import { errorHeaders, type Refusal } from './refusal.ts';
 
 /** How the length of an answer's body is known: there is none, it is in the head, or it ends when it ends. */
 export type Framing = 'none' | 'length' | 'open';
@@ -81,18 +81,12 @@ export abstract class Exchange {
   }
 
   /** An answer of the kedge's own. */
-  refuse({ http, type, message, backendName }: Refusal): void {
+  refuse(refusal: Refusal): void {
     if (this.isGone || this.isAnswered) return;
-    const text = Buffer.from(`kedge: ${message}\n`);
-    const headers: OutgoingHttpHeaders = {
-      'content-type': 'text/plain',
-      'content-length': text.length,
-      'x-kedge-error': message,
-      'x-kedge-error-type': type,
-    };
-    if (backendName !== undefined) headers['x-kedge-backend-name'] = backendName;
+    const text = Buffer.from(`kedge: ${refusal.message}\n`);
+    const own = { 'content-type': 'text/plain', 'content-length': text.length };
     this.discard();
-    this.respond(http, headers, 'length');
+    this.respond(refusal.http, { ...own, ...errorHeaders(refusal) }, 'length');
     this.end(text);
   }
 }

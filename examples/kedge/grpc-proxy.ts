@@ -9,7 +9,7 @@ import { routeGrpc, splitAuthority } from './director.ts';
 import { FullError, type GrpcLine } from './grpc-line.ts';
 import { type Head, towardsClient, trailersTowardsClient, valuesOf } from './headers.ts';
 import type { Peer } from './peer.ts';
-import { GRPC_STATUS, Refusal, unauthorized } from './refusal.ts';
+import { errorHeaders, GRPC_STATUS, Refusal, unauthorized } from './refusal.ts';
 import type { WireState } from './state.ts';
 
 /** One call as it came in. */
@@ -55,7 +55,7 @@ export class GrpcProxy {
       await send(stream, Object.assign(valuesOf(head.headers), own, { te: 'trailers' }), backend);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      endWith(stream, GRPC_STATUS[error.grpc], error.message);
+      endWith(stream, GRPC_STATUS[error.grpc], error.message, errorHeaders(error));
     }
   }
 }
@@ -67,8 +67,14 @@ async function send(stream: ServerHttp2Stream, headers: OutgoingHttpHeaders, bac
   while (!stream.closed && !stream.destroyed) {
     const line = backend.next(tried);
     if (line === undefined) {
-      if (isFull) throw refused('RESOURCE_EXHAUSTED', 'the backend takes no more calls');
-      throw refused('UNAVAILABLE', 'the backend cannot be reached');
+      if (isFull) throw refused('RESOURCE_EXHAUSTED', 'the backend takes no more calls', backend.name);
+      throw new Refusal(
+        502,
+        'no-connection-to-all-resolved-addresses',
+        'UNAVAILABLE',
+        'the backend cannot be reached',
+        backend.name,
+      );
     }
     tried.push(line);
     try {
@@ -84,6 +90,6 @@ async function send(stream: ServerHttp2Stream, headers: OutgoingHttpHeaders, bac
   }
 }
 
-function refused(grpc: keyof typeof GRPC_STATUS, message: string): Refusal {
-  return new Refusal(502, 'transport-unknown-error', grpc, message);
+function refused(grpc: keyof typeof GRPC_STATUS, message: string, backendName?: string): Refusal {
+  return new Refusal(502, 'transport-unknown-error', grpc, message, backendName);
 }

@@ -41,4 +41,10 @@ export class Refusal extends Error {
   }
 }
 
+/** What a client is told beside the status, on every wire. */
+export function errorHeaders({ message, type, backendName }: Refusal): Record<string, string> {
+  const headers = { 'x-kedge-error': message, 'x-kedge-error-type': type };
+  return backendName === undefined ? headers : { ...headers, 'x-kedge-backend-name': backendName };
+}
+
 export const unauthorized = () => new Refusal(401, 'unauthorized', 'UNAUTHENTICATED', 'unauthorized');

@@ -252,7 +252,13 @@ describe('the gate', () => {
       }
       const client = new (grpcDialer(kedge.dialer({}, token || undefined)).wrap(echoClient()))('orders.us1:1');
       const expected = token === 'right' ? grpc.status.UNAVAILABLE : grpc.status.UNAUTHENTICATED;
-      await assert.rejects(unary(client, 'x'), { code: expected });
+      await assert.rejects(unary(client, 'x'), (error: grpc.ServiceError) => {
+        assert.equal(error.code, expected);
+        const type = token === 'right' ? 'no-connection-to-all-resolved-addresses' : 'unauthorized';
+        assert.deepEqual(error.metadata.get('x-kedge-error-type'), [type]);
+        assert.notEqual(error.metadata.get('x-kedge-error')[0], undefined);
+        return true;
+      });
     }
   });
 
