@@ -15,7 +15,8 @@ export function createGrpcProxy(dialer: Dialer, debug: boolean, log: (message: s
   const managerOf = (authority: string) => {
     let manager = managers.get(authority);
     if (manager === undefined) {
-      manager = sessionManager(`http://${authority}`);
+      // A URL leaves out its own default port: one that was named stays, and gRPC's is 443.
+      manager = sessionManager(`${/:[0-9]+$/.test(authority) ? 'http' : 'https'}://${authority}`);
       if (managers.size >= MAX_TARGETS) managers.delete(managers.keys().next().value!);
       managers.set(authority, manager);
     }

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type http from 'node:http';
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
-import { pipeline } from 'node:stream';
+import { pipeline, type Readable } from 'node:stream';
 import { type Dialer, isKedgeError } from 'kedge-dialer';
 import { endToEnd } from '../headers.ts';
 
@@ -25,6 +25,8 @@ const ERROR_TYPES: Readonly<Record<string, string>> = {
   ERR_KEDGE_UNMAPPED: 'no-route',
   ERR_KEDGE_ROUTE: 'no-route',
 };
+/** Whoever talks to a proxy names it, not the next one; the dialer writes `Host` anew, and Node has said 100 Continue. */
+const FOR_WINCH = new Set(['expect', 'host', 'proxy-authorization']);
 const CLIENT_ERRORS = new Set(['ERR_KEDGE_TARGET', 'ERR_KEDGE_REQUEST']);
 
 /** A forward proxy (RFC 9110 §3.7): what is mapped goes through a kedge, all else where it would have gone. */
@@ -68,15 +70,18 @@ export class HttpProxy {
       } as never)) as {
         statusCode: number;
         headers: http.IncomingHttpHeaders;
-        body: NodeJS.ReadableStream;
-        trailers: object;
+        body: Readable;
+        trailers: http.IncomingHttpHeaders;
       };
       if (debug) log(`${request.method} ${target.origin} -> ${answer.statusCode}`);
       const head = endToEnd(answer.headers, (name) => !name.startsWith('x-winch-'));
       response.writeHead(answer.statusCode, { ...head, ...cors });
-      response.once('prefinish', () => response.addTrailers(answer.trailers as http.OutgoingHttpHeaders));
+      const withTrailers = async function* (body: AsyncIterable<Buffer>) {
+        yield* body;
+        response.addTrailers(endToEnd(answer.trailers, () => true));
+      };
       // An answer that breaks off must not look whole.
-      pipeline(answer.body, response, (error) => error && request.socket.destroy());
+      pipeline(answer.body, withTrailers, response, (error) => error && request.socket.destroy());
     } catch (error) {
       if (abort.signal.aborted) return;
       const code = isKedgeError(error) ? error.code : '';
@@ -144,8 +149,7 @@ export class HttpProxy {
   }
 
   private headers(request: http.IncomingMessage): http.OutgoingHttpHeaders {
-    // Whoever talks to a proxy names it, not us; and the dialer writes `Host` anew.
-    const own = endToEnd(request.headers, (name) => name !== 'proxy-authorization' && name !== 'host');
+    const own = endToEnd(request.headers, (name) => !FOR_WINCH.has(name));
     own['x-kedge-request-id'] ??= `winch-${randomUUID()}`;
     if (this.options.debug) own['x-kedge-info-logs'] = 'true';
     return own;

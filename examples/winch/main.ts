@@ -36,6 +36,7 @@ const FLAGS = {
 const IGNORED =
   /^(?:server_auth_timeout|server_http_max_(?:read|write)_timeout|server_http_monitoring_address|server_metrics_path|server_(?:mapper|auth)_config_\w+|winch_reverseproxy_\w+|logstash_\w+)$/;
 const HEADERS_TIMEOUT_MS = 10_000;
+const MAX_HEADER_BYTES = 65_536;
 
 async function main(): Promise<void> {
   const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
@@ -50,15 +51,19 @@ async function main(): Promise<void> {
   const isQuiet = /^(?:error|fatal|panic)$/.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`winch: ${message}`);
 
-  const server = http.createServer({ headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: 1000 });
+  const server = http.createServer({
+    headersTimeout: HEADERS_TIMEOUT_MS,
+    connectionsCheckingInterval: 1000,
+    maxHeaderSize: MAX_HEADER_BYTES,
+  });
   const port = await listen(server, values.server_http_port);
-  const logins = new Map<string, (url: URL) => void>();
+  const logins = new Map<string, { state: string | null; resolve(url: URL): void }>();
   const login: WinchLogin = {
     origin: `http://127.0.0.1:${port}`,
     open: (source, authorizationUrl, callback, signal) =>
       new Promise((resolve, reject) => {
         console.error(`winch: log in for ${source}: ${authorizationUrl.href}`);
-        logins.set(callback.pathname, resolve);
+        logins.set(callback.pathname, { state: authorizationUrl.searchParams.get('state'), resolve });
         signal.addEventListener('abort', () => reject(signal.reason), { once: true });
       }),
   };
@@ -96,10 +101,12 @@ async function main(): Promise<void> {
     tokenSources: config.tokenSources,
     metrics,
     onCallback: (url) => {
-      const resolve = logins.get(url.pathname);
+      const login = logins.get(url.pathname);
+      // Any page may send a browser here: only who brings the state of this log-in ends it (RFC 6749 §10.12).
+      if (login === undefined || login.state === null || login.state !== url.searchParams.get('state')) return false;
       logins.delete(url.pathname);
-      resolve?.(url);
-      return resolve !== undefined;
+      login.resolve(url);
+      return true;
     },
   });
   server.on('request', (request, response) => {

@@ -17,13 +17,13 @@ export class Metrics {
 export interface PagesOptions {
   /** The proxy's own port, for the PAC file and the allow-list. */
   readonly port: number;
-  /** Shell expressions of hosts that go through winch, comma separated. */
+  /** Shell expressions of hosts that go through winch, comma separated; empty: every host. */
   readonly pacExpressions: string;
   /** A file to serve in place of the PAC. */
   readonly pacFile: string;
   readonly tokenSources: ReadonlyMap<string, TokenSource>;
   readonly metrics: Metrics;
-  /** Somebody came back from logging in. True when it was expected. */
+  /** Somebody came back from logging in. True when that one was expected. */
   onCallback(url: URL): boolean;
 }
 
@@ -52,6 +52,11 @@ export function pages(
       response.setHeader('content-type', metrics.registry.contentType);
       response.end(await metrics.registry.metrics());
     } else if (url.pathname.startsWith('/winch/cleartoken/')) {
+      // A page elsewhere may point here, but changes nothing (https://www.w3.org/TR/fetch-metadata/).
+      if (!/^(?:none|same-origin)$/.test(String(request.headers['sec-fetch-site'] ?? 'none'))) {
+        response.writeHead(403).end('winch: not from another page\n');
+        return;
+      }
       const source = tokenSources.get(decodeURIComponent(url.pathname.slice('/winch/cleartoken/'.length)));
       source?.invalidate?.();
       response.writeHead(source === undefined ? 404 : 200).end(source === undefined ? 'no such source\n' : 'cleared\n');
@@ -74,7 +79,7 @@ function pacOf(expressions: string, port: number): string {
     .map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
   return `function FindProxyForURL(url, host) {
   if (isPlainHostName(host) || !shExpMatch(url, "http:*")) return "DIRECT";
-  if (${conditions.join(' || ') || 'false'}) return "PROXY 127.0.0.1:${port}; DIRECT";
+  if (${conditions.join(' || ') || 'true'}) return "PROXY 127.0.0.1:${port}; DIRECT";
   return "DIRECT";
 }
 `;

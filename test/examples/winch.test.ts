@@ -19,6 +19,7 @@ const EchoClient = echoClient();
 interface Answer {
   status: number;
   headers: http.IncomingHttpHeaders;
+  trailers: NodeJS.Dict<string>;
   body: string;
 }
 
@@ -31,7 +32,8 @@ function ask(port: number, url: string, options: http.RequestOptions & { body?: 
     request.on('response', async (response) => {
       try {
         const chunks = await response.toArray();
-        resolve({ status: response.statusCode!, headers: response.headers, body: Buffer.concat(chunks).toString() });
+        const { statusCode, headers, trailers } = response;
+        resolve({ status: statusCode!, headers, trailers, body: Buffer.concat(chunks).toString() });
       } catch (error) {
         reject(error);
       }
@@ -51,7 +53,16 @@ interface Chain {
 
 /** client -> winch -> kedge -> backends, each a process of its own but for the backends. */
 async function startChain(t: TestContext, flags: readonly string[] = []): Promise<Chain> {
-  const backend = http.createServer((request, response) => {
+  const backend = http.createServer({ maxHeaderSize: 65_536 }, (request, response) => {
+    if (request.url === '/trailers') {
+      response.writeHead(200, { trailer: 'x-sum' });
+      response.write('one ');
+      request.resume().on('end', () => {
+        response.addTrailers({ 'x-sum': 'abc' });
+        response.end('two');
+      });
+      return;
+    }
     if (request.url === '/killer') {
       response.writeHead(200, { 'content-length': '1000' });
       response.write('cut');
@@ -171,6 +182,30 @@ describe('winch', () => {
     assert.doesNotMatch(winch.output, /secret/);
   });
 
+  it('passes trailers on, and what asks for 100 Continue', async (t) => {
+    const { port } = await startChain(t);
+    for (const body of [undefined, 'a body']) {
+      const answer = await ask(port, 'http://orders.us1.test/trailers', {
+        method: body === undefined ? 'GET' : 'POST',
+        ...(body === undefined ? {} : { body, headers: { expect: '100-continue', 'content-length': body.length } }),
+      });
+      assert.deepEqual([answer.status, answer.body, answer.trailers], [200, 'one two', { 'x-sum': 'abc' }]);
+    }
+    const long = await ask(port, 'http://orders.us1.test/trailers', { headers: { 'x-long': 'l'.repeat(20_000) } });
+    assert.equal(long.status, 200);
+  });
+
+  it('leaves the port of a gRPC call as it was named, 80 too', async (t) => {
+    const { client } = await startChain(t);
+    for (const [authority, seen] of [
+      ['orders.us1.test:80', 'orders.us1.test:80'],
+      ['orders.us1.test:443', 'orders.us1.test:443'],
+      ['orders.us1.test:9090', 'orders.us1.test:9090'],
+      ['orders.us1.test', 'orders.us1.test:443'],
+    ] as const)
+      assert.equal((await unary(client(authority), 'x')).authority, seen);
+  });
+
   it('takes gRPC of every kind', async (t) => {
     const { client } = await startChain(t);
     const orders = client('orders.us1.test:9090');
@@ -259,6 +294,8 @@ describe('winch', () => {
     assert.match((await ask(port, '/version')).body, /winch/);
     assert.equal((await ask(port, '/winch/cleartoken/proxy')).status, 200);
     assert.equal((await ask(port, '/winch/cleartoken/none')).status, 404);
+    for (const site of ['cross-site', 'same-site'])
+      assert.equal((await ask(port, '/winch/cleartoken/proxy', { headers: { 'sec-fetch-site': site } })).status, 403);
     await ask(port, 'http://orders.us1.test/');
     assert.match((await ask(port, '/metrics')).body, /winch_requests_total\{status="200"\} 1/);
     for (const host of ['evil.test', `evil.test:${port}`, `127.0.0.1:${port}.evil.test`, '127.0.0.1'])
