@@ -39,6 +39,8 @@ export interface Authority {
   cert: string;
   key: string;
   issue(request: CertificateRequest): Promise<Certificate>;
+  /** A list of revoked certificates, PEM. */
+  revoke(...certificates: readonly Certificate[]): Promise<string>;
 }
 
 const DAY_MS = 24 * 60 * 60 * 1000;
@@ -71,6 +73,17 @@ export async function createAuthority(name: string): Promise<Authority> {
     cert: certificate.toString('pem'),
     key: await pkcs8(keys),
     issue: (request) => issue(certificate, keys, request),
+    revoke: async (...certificates) => {
+      const list = await x509.X509CrlGenerator.create({
+        issuer: certificate.subject,
+        thisUpdate: new Date(Date.now() - 60_000),
+        nextUpdate: new Date(Date.now() + DAY_MS),
+        entries: certificates.map(({ serial }) => ({ serialNumber: serial })),
+        signingAlgorithm: ALGORITHMS.ec,
+        signingKey: keys.privateKey,
+      });
+      return x509.PemConverter.encode(list.rawData, 'X509 CRL');
+    },
   };
 }
 

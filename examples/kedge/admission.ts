@@ -19,8 +19,12 @@ export async function admit<Route extends { backendName: string; allowedClients:
     const address = await resolveAdhoc(adhocRules, host, port, lookUp);
     if (address === undefined) throw new Refusal(502, 'no-route', 'UNIMPLEMENTED', 'unknown route to service');
     backend = adhoc(address);
-  } else if (isAllowed(route.allowedClients, peer)) backend = backends.get(route.backendName)!;
-  else throw new Refusal(403, 'unauthorized', 'PERMISSION_DENIED', 'this client is not allowed');
+  } else if (isAllowed(route.allowedClients, peer)) {
+    const named = backends.get(route.backendName);
+    if (named === undefined)
+      throw new Refusal(502, 'no-backend', 'UNIMPLEMENTED', 'unknown backend', route.backendName);
+    backend = named;
+  } else throw new Refusal(403, 'unauthorized', 'PERMISSION_DENIED', 'this client is not allowed');
 
   const { name, shares } = backend;
   const unresolved = backend.ready();

@@ -1,6 +1,7 @@
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+import type { Gate } from './auth.ts';
 
 /** What a kedge counts. */
 export class Metrics {
@@ -42,18 +43,26 @@ export class Metrics {
   }
 }
 
+export interface DebugOptions {
+  address: string;
+  port: number;
+  metricsPath: string;
+  /** Who sees more than whether the kedge is healthy, by `Authorization`. */
+  gate: Gate;
+  metrics: Metrics;
+  isHealthy: () => boolean;
+}
+
 /** The plain port for those who run the kedge; it serves nobody else's requests. */
-export async function startDebug(
-  address: string,
-  port: number,
-  metrics: Metrics,
-  isHealthy: () => boolean,
-): Promise<{ port: number; close(): void }> {
+export async function startDebug(options: DebugOptions): Promise<{ port: number; close(): void }> {
+  const { address, port, metricsPath, gate, metrics, isHealthy } = options;
   const server = http.createServer(async (request, response) => {
     const path = request.url?.split('?')[0];
+    // Probes bring no token.
     if (path === '/_healthz') response.writeHead(isHealthy() ? 200 : 503).end(isHealthy() ? 'OK\n' : 'draining\n');
+    else if (!(await gate.admits(request.headers.authorization))) response.writeHead(401).end('unauthorized\n');
     else if (path === '/_version') response.end(`kedge-dialer reference kedge, Node ${process.version}\n`);
-    else if (path === '/metrics') {
+    else if (path === metricsPath) {
       response.setHeader('content-type', metrics.registry.contentType);
       response.end(await metrics.registry.metrics());
     } else response.writeHead(404).end();

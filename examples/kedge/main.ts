@@ -5,8 +5,9 @@
  *     --kedge_config_director_config_path=director.json --kedge_config_backendpool_config_path=backendpool.json
  */
 import { readFileSync, watchFile } from 'node:fs';
-import { configSource, readFlags } from '../flags.ts';
+import { configSource, helpOf, readFlags } from '../flags.ts';
 import { bearerGate, type Gate, oidcGate, openGate } from './auth.ts';
+import { clusterOf } from './cluster.ts';
 import { Metrics, startDebug } from './debug.ts';
 import { startKedge } from './server.ts';
 import { State } from './state.ts';
@@ -19,6 +20,7 @@ const FLAGS = {
   server_tls_cert_file: '',
   server_tls_key_file: '',
   server_tls_client_ca_files: '',
+  server_tls_client_crl_files: '',
   server_tls_client_cert_required: true,
   kedge_config_director_config_path: '',
   kedge_config_director_config: '',
@@ -29,40 +31,73 @@ const FLAGS = {
   server_oidc_client_id: '',
   server_oidc_perms_claim: '',
   server_oidc_whitelist_perms: '',
+  /** Its name in the original's documentation. */
+  server_oidc_required_perm: '',
   server_sigterm_timeout: 10,
+  server_metrics_path: '/metrics',
+  server_enable_oidc_for_debug_endpoints: false,
+  k8sclient_kubeapi_url: '',
+  k8sclient_ca_file: '',
+  k8sclient_tls_insecure: false,
+  k8client_token_file: '',
+  k8sclient_kubeconfig_path: '',
+  k8sclient_kubeconfig_user: '',
   server_http_max_header_bytes: 65_536,
   log_level: 'info',
   help: false,
 };
 const RENEW_POLL_MS = 500;
-/** What the original has besides, and what has no counterpart here. */
-const IGNORED =
-  /^(?:kedge_dynamic_routings_enabled|log_backend_resolution_on_addition|logstash_\w+|server_http_max_(?:read|write)_timeout|server_metrics_path|server_tracing_grpc_enabled|server_enable_oidc_for_debug_endpoints|http_(?:reverseproxy|lbtransport|backend)_\w+|grpc_backend_\w+|kedge_config_(?:director|backendpool)_config_\w+)$/;
+const LOGS = 'logs are lines on stderr, for an agent to collect';
+const BUFFERS = 'streams are passed on as they come';
+/** What the original has besides, and why it means nothing here. */
+const IGNORED = {
+  log_backend_resolution_on_addition: 'a backend that does not resolve says so in its answers',
+  logstash_hostport: LOGS,
+  logstash_log_tags: LOGS,
+  logstash_write_buffer_size: LOGS,
+  logstash_write_timeout: LOGS,
+  server_http_max_read_timeout: 'the head has 10 s, and a body may take as long as it goes on',
+  server_http_max_write_timeout: 'an answer may take as long as it goes on',
+  server_tracing_grpc_enabled: 'there is no tracing page',
+  http_reverseproxy_buffer_count: BUFFERS,
+  http_reverseproxy_buffer_size_bytes: BUFFERS,
+  http_reverseproxy_flushing_interval: BUFFERS,
+  lbtransport_failed_target_backoff_duration: 'an address that cannot be dialled is left out for 2 s',
+  lbtransport_trial_dial_timeout: 'TCP and TLS have 5 s together',
+  k8sclient_auth_timeout: 'whoever needs the API server asks it again',
+  k8sresolver_first_update_timouet: 'the first answer has 5 s',
+  k8sresolver_resync_timouet: 'a watch that is silent for 60 s is begun again',
+  discovery_resync_timouet: 'a watch that is silent for 60 s is begun again',
+};
 
 async function main(): Promise<void> {
   const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
   if (values.help) {
-    console.log(
-      `Flags:\n${Object.entries(FLAGS)
-        .map(([name, value]) => `  --${name}=${value}`)
-        .join('\n')}`,
-    );
-    console.log('A port is a number, 0 for none, or "any". When it is ready it prints {"ready":true,"port":...}.');
+    console.log(helpOf(FLAGS, IGNORED));
+    console.log('When it is ready it prints {"ready":true,"port":...}.');
     return;
   }
-  const isQuiet = /^(?:error|fatal|panic)$/.test(values.log_level);
+  const isQuiet = /^(?:error|fatal|panic)$/i.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`kedge: ${message}`);
   for (const warning of warnings) log(warning);
   const { server_tls_cert_file: certFile, server_tls_key_file: keyFile } = values;
   if (certFile === '') throw new Error('--server_tls_cert_file is required');
   if (keyFile === '') throw new Error('--server_tls_key_file is required');
   const caFiles = values.server_tls_client_ca_files.split(',').filter(Boolean);
+  const crlFiles = values.server_tls_client_crl_files.split(',').filter(Boolean);
   const read = (path: string) => readFileSync(path, 'utf8');
-  const certificates = () => ({ cert: read(certFile), key: read(keyFile), clientCas: caFiles.map(read) });
+  const certificates = () => ({
+    cert: read(certFile),
+    key: read(keyFile),
+    clientCas: caFiles.map(read),
+    clientCrls: crlFiles.map(read),
+  });
   const clientCertRequired = values.server_tls_client_cert_required;
   if (clientCertRequired && caFiles.length === 0)
     throw new Error('--server_tls_client_ca_files is required while --server_tls_client_cert_required is true');
   const gate = await gateOf(values);
+  if (values.server_enable_oidc_for_debug_endpoints && gate === openGate)
+    throw new Error('--server_enable_oidc_for_debug_endpoints goes with a provider or a token');
   if (!clientCertRequired && gate === openGate)
     throw new Error('without required client certificates a token is: this kedge would let everybody in');
   if (values.server_http_tls_port === 0) throw new Error('--server_http_tls_port is required');
@@ -84,6 +119,15 @@ async function main(): Promise<void> {
       log(message);
     },
     values.server_http_max_header_bytes,
+    () =>
+      clusterOf({
+        url: values.k8sclient_kubeapi_url,
+        caFile: values.k8sclient_ca_file,
+        tokenFile: values.k8client_token_file,
+        isInsecure: values.k8sclient_tls_insecure,
+        kubeconfig: values.k8sclient_kubeconfig_path,
+        user: values.k8sclient_kubeconfig_user,
+      }),
   );
   const portOf = (port: number) => (port === -1 ? 0 : port);
   const kedge = await startKedge({
@@ -98,7 +142,7 @@ async function main(): Promise<void> {
     metrics,
   });
   // By polling, through symbolic links: certificates are renewed while we run.
-  for (const path of [certFile, keyFile, ...caFiles]) {
+  for (const path of [certFile, keyFile, ...caFiles, ...crlFiles]) {
     watchFile(path, { interval: RENEW_POLL_MS, persistent: false }, () => {
       try {
         kedge.renew(certificates());
@@ -112,7 +156,14 @@ async function main(): Promise<void> {
   const debug =
     values.server_http_port === 0
       ? undefined
-      : await startDebug(values.server_bind_address, portOf(values.server_http_port), metrics, () => !isDraining);
+      : await startDebug({
+          address: values.server_bind_address,
+          port: portOf(values.server_http_port),
+          metricsPath: values.server_metrics_path,
+          gate: values.server_enable_oidc_for_debug_endpoints ? gate : openGate,
+          metrics,
+          isHealthy: () => !isDraining,
+        });
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, async () => {
       isDraining = true;
@@ -132,7 +183,7 @@ async function gateOf(values: typeof FLAGS): Promise<Gate> {
     throw new Error('--unsafe_bearer_token_proxy_auth and --server_oidc_provider_url exclude each other');
   if (token !== '') return bearerGate(token);
   if (providerUrl === '') return openGate;
-  const perms = values.server_oidc_whitelist_perms.split(',').filter(Boolean);
+  const perms = `${values.server_oidc_whitelist_perms},${values.server_oidc_required_perm}`.split(',').filter(Boolean);
   const { server_oidc_client_id: clientId, server_oidc_perms_claim: permsClaim } = values;
   if (clientId === '' || permsClaim === '' || perms.length === 0)
     throw new Error(

@@ -13,6 +13,8 @@ export interface Certificates {
   cert: string;
   key: string;
   clientCas: string[];
+  /** What these CAs have revoked, PEM; none: nothing is. */
+  clientCrls?: string[];
 }
 
 export interface KedgeOptions {
@@ -112,6 +114,6 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
   };
 }
 
-function contextOf({ cert, key, clientCas }: Certificates): tls.SecureContextOptions {
-  return { cert, key, ca: clientCas, minVersion: 'TLSv1.2' };
+function contextOf({ cert, key, clientCas, clientCrls = [] }: Certificates): tls.SecureContextOptions {
+  return { cert, key, ca: clientCas, crl: clientCrls, minVersion: 'TLSv1.2' };
 }

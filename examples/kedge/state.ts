@@ -81,6 +81,9 @@ export class State {
     const config = readConfig({ file: director.name, text: director.read() }, { file: pool.name, text: pool.read() });
     for (const { name, security } of [...config.http.backends.values(), ...config.grpc.backends.values()])
       if (security?.insecureSkipVerify) this.report(`backend ${name}: its certificate is not verified`);
+    for (const { routes, backends } of [config.http, config.grpc])
+      for (const { backendName } of routes)
+        if (!backends.has(backendName)) this.report(`no backend is called "${backendName}": its route answers 502`);
     const { http, grpc } = this.wires;
     // All are read before any is taken.
     const dials = [dialsOf(config.http, config.tls), dialsOf(config.grpc, config.tls)] as const;

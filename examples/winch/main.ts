@@ -10,10 +10,10 @@ import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles, type WinchLogin } from 'kedge-dialer';
-import { configSource, readFlags } from '../flags.ts';
+import { configSource, helpOf, readFlags } from '../flags.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
 import { HttpProxy, refuse } from './http-proxy.ts';
-import { Metrics, pages } from './pages.ts';
+import { Metrics, pages, startMonitoring } from './pages.ts';
 
 const FLAGS = {
   server_http_port: 8070,
@@ -30,25 +30,31 @@ const FLAGS = {
   pac_file: '',
   cors_allowed_origin: '',
   debug_mode: false,
+  server_metrics_path: '/metrics',
+  server_http_monitoring_address: '',
   log_level: 'info',
   help: false,
 };
-const IGNORED =
-  /^(?:server_auth_timeout|server_http_max_(?:read|write)_timeout|server_http_monitoring_address|server_metrics_path|server_(?:mapper|auth)_config_\w+|winch_reverseproxy_\w+|logstash_\w+)$/;
+const BUFFERS = 'streams are passed on as they come';
+/** What the original has besides, and why it means nothing here. */
+const IGNORED = {
+  server_auth_timeout: 'a token has as long as its call',
+  server_http_max_read_timeout: 'the head has 10 s, and a body may take as long as it goes on',
+  server_http_max_write_timeout: 'an answer may take as long as it goes on',
+  winch_reverseproxy_buffer_count: BUFFERS,
+  winch_reverseproxy_buffer_size_bytes: BUFFERS,
+  winch_reverseproxy_flushing_interval: BUFFERS,
+};
 const HEADERS_TIMEOUT_MS = 10_000;
 const MAX_HEADER_BYTES = 65_536;
 
 async function main(): Promise<void> {
   const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
   if (values.help) {
-    console.log(
-      `Flags:\n${Object.entries(FLAGS)
-        .map(([name, value]) => `  --${name}=${value}`)
-        .join('\n')}`,
-    );
+    console.log(helpOf(FLAGS, IGNORED));
     return;
   }
-  const isQuiet = /^(?:error|fatal|panic)$/.test(values.log_level);
+  const isQuiet = /^(?:error|fatal|panic)$/i.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`winch: ${message}`);
 
   const server = http.createServer({
@@ -100,6 +106,7 @@ async function main(): Promise<void> {
     pacFile: values.pac_file,
     tokenSources: config.tokenSources,
     metrics,
+    metricsPath: values.server_metrics_path,
     onCallback: (url) => {
       const login = logins.get(url.pathname);
       // Any page may send a browser here: only who brings the state of this log-in ends it (RFC 6749 §10.12).
@@ -118,9 +125,12 @@ async function main(): Promise<void> {
   const grpcServer = createGrpcProxy(dialer, values.debug_mode, log);
   const grpcPort = values.server_grpc_port === 0 ? undefined : await listen(grpcServer, values.server_grpc_port);
 
+  const monitoring = await startMonitoring(values.server_http_monitoring_address, values.server_metrics_path, metrics);
+
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, async () => {
       server.close();
+      monitoring?.close();
       grpcServer.close();
       await dialer.close();
       process.exit(0);

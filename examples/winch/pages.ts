@@ -1,5 +1,6 @@
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
-import type http from 'node:http';
+import http from 'node:http';
 import type { TokenSource } from 'kedge-dialer';
 import { Counter, Registry } from 'prom-client';
 
@@ -23,6 +24,7 @@ export interface PagesOptions {
   readonly pacFile: string;
   readonly tokenSources: ReadonlyMap<string, TokenSource>;
   readonly metrics: Metrics;
+  readonly metricsPath: string;
   /** Somebody came back from logging in. True when that one was expected. */
   onCallback(url: URL): boolean;
 }
@@ -48,7 +50,7 @@ export function pages(
       response.end(pac);
     } else if (url.pathname === '/version') {
       response.end(`kedge-dialer winch, Node ${process.version}\n`);
-    } else if (url.pathname === '/metrics') {
+    } else if (url.pathname === options.metricsPath) {
       response.setHeader('content-type', metrics.registry.contentType);
       response.end(await metrics.registry.metrics());
     } else if (url.pathname.startsWith('/winch/cleartoken/')) {
@@ -68,6 +70,24 @@ export function pages(
         .end('winch: a proxy for http: URLs; its own pages are /wpad.dat, /version and /metrics\n');
     }
   };
+}
+
+/** `host:port`: the metrics at an address of their own, such as for a collector elsewhere, and nothing else. */
+export async function startMonitoring(
+  address: string,
+  path: string,
+  { registry }: Metrics,
+): Promise<http.Server | undefined> {
+  if (address === '') return undefined;
+  const [, host, port] = /^\[?([^\]]*?)\]?:([0-9]{1,5})$/.exec(address) ?? [];
+  if (port === undefined) throw new Error('--server_http_monitoring_address is host:port');
+  const server = http.createServer(async (request, response) => {
+    if (request.url !== path) response.writeHead(404).end();
+    else response.setHeader('content-type', registry.contentType).end(await registry.metrics());
+  });
+  server.listen(Number(port), host || '0.0.0.0');
+  await once(server, 'listening');
+  return server;
 }
 
 /** Expressions become string literals of the script and nothing else. */

@@ -78,7 +78,6 @@ describe('readConfig', () => {
       good,
       /^director: http\.routes\[0\]\.backendName: is there twice$/,
     ],
-    [{ http: { routes: [{ backend_name: 'nobody' }] } }, good, /no http backend is called "nobody"/],
     [{ http: { routes: [{ backend_name: 'orders', port_matcher: 99_999 }] } }, good, /port_matcher: expected a port/],
     [{ http: { routes: [{ backend_name: 'orders', proxy_mode: 'BOTH' }] } }, good, /proxy_mode: expected ANY or/],
     [{}, { http: { backends: [{ name: 'X' }] } }, /^pool: http\.backends\[0\]\.name: expected a name/],

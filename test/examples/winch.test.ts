@@ -345,7 +345,7 @@ describe('winch', () => {
       '--client_insecure',
       'true',
     ]);
-    assert.match(winch.output, /--server_http_max_read_timeout has no meaning here/);
+    assert.match(winch.output, /--server_http_max_read_timeout is ignored: the head has 10 s/);
     assert.deepEqual(await winch.stop(), { code: 0, signal: null });
   });
 });
