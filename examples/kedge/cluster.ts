@@ -120,10 +120,11 @@ export function watchAll<T extends KubernetesObject>(
         if (known === undefined) await list();
         await watch(version!);
       } catch (error) {
+        // Listed again at once where the server no longer knows where we were.
+        if (known !== undefined && version === undefined) continue;
         if (!ending.signal.aborted) failed(error as Error);
       }
-      // Listed again at once where the server no longer knows where we were.
-      if (known === undefined || version !== undefined) await pause(RETRY_MS);
+      await pause(RETRY_MS);
     }
   };
   void run();

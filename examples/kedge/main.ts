@@ -36,6 +36,9 @@ const FLAGS = {
   server_sigterm_timeout: 10,
   server_metrics_path: '/metrics',
   server_enable_oidc_for_debug_endpoints: false,
+  kedge_dynamic_routings_enabled: false,
+  discovery_external_domain_suffix: '',
+  discovery_label_annotation_prefix: 'kedge.com/',
   k8sclient_kubeapi_url: '',
   k8sclient_ca_file: '',
   k8sclient_tls_insecure: false,
@@ -102,6 +105,11 @@ async function main(): Promise<void> {
     throw new Error('without required client certificates a token is: this kedge would let everybody in');
   if (values.server_http_tls_port === 0) throw new Error('--server_http_tls_port is required');
 
+  const { discovery_external_domain_suffix: suffix, discovery_label_annotation_prefix: prefix } = values;
+  if (values.kedge_dynamic_routings_enabled && suffix === '')
+    throw new Error('--kedge_dynamic_routings_enabled needs --discovery_external_domain_suffix');
+  const discovery = values.kedge_dynamic_routings_enabled ? { suffix, prefix } : undefined;
+
   const metrics = new Metrics();
   const state = new State(
     configSource(
@@ -119,17 +127,21 @@ async function main(): Promise<void> {
       log(message);
     },
     values.server_http_max_header_bytes,
-    () =>
-      clusterOf({
-        url: values.k8sclient_kubeapi_url,
-        caFile: values.k8sclient_ca_file,
-        tokenFile: values.k8client_token_file,
-        isInsecure: values.k8sclient_tls_insecure,
-        kubeconfig: values.k8sclient_kubeconfig_path,
-        user: values.k8sclient_kubeconfig_user,
-      }),
+    {
+      discovery,
+      cluster: () =>
+        clusterOf({
+          url: values.k8sclient_kubeapi_url,
+          caFile: values.k8sclient_ca_file,
+          tokenFile: values.k8client_token_file,
+          isInsecure: values.k8sclient_tls_insecure,
+          kubeconfig: values.k8sclient_kubeconfig_path,
+          user: values.k8sclient_kubeconfig_user,
+        }),
+    },
   );
   const portOf = (port: number) => (port === -1 ? 0 : port);
+  if (discovery !== undefined) await state.discovered;
   const kedge = await startKedge({
     address: values.server_bind_address,
     port: portOf(values.server_http_tls_port),

@@ -1,11 +1,13 @@
 import dns from 'node:dns/promises';
 import { unwatchFile, watchFile } from 'node:fs';
-import { KubeConfig } from '@kubernetes/client-node';
+import { KubeConfig, type V1Service } from '@kubernetes/client-node';
 import type { Source } from '../flags.ts';
 import { Backend, type Line } from './backend.ts';
+import { watchAll } from './cluster.ts';
 import {
   type AdhocRule,
   type BackendConfig,
+  type Config,
   type GrpcRoute,
   type HttpRoute,
   readConfig,
@@ -15,6 +17,7 @@ import { type Dial, dialOf } from './dial.ts';
 import { GrpcLine } from './grpc-line.ts';
 import { HttpLine } from './http-line.ts';
 import { type Address, resolverOf } from './resolver.ts';
+import { type DiscoveryOptions, selectorOf, withServices } from './services.ts';
 
 /** What one wire routes by at the moment. */
 export interface WireState<Route, L extends Line> {
@@ -27,6 +30,9 @@ export interface WireState<Route, L extends Line> {
 
 const POLL_MS = 500;
 const MAX_ADHOC = 1000;
+/** How long Services may be quiet before they are taken, and how long a start waits for the first of them. */
+const SETTLE_MS = 100;
+const FIRST_SERVICES_MS = 5_000;
 
 /** Routes and backends, as the files have them: a changed file takes effect without dropping a request. */
 export class State {
@@ -37,6 +43,13 @@ export class State {
   private readonly sources: { readonly director: Source; readonly pool: Source };
   private readonly wires: { readonly http: Backends<HttpLine>; readonly grpc: Backends<GrpcLine> };
   private readonly report: (message: string) => void;
+  private readonly discovery: DiscoveryOptions | undefined;
+  /** As the files were when they were last right. */
+  private files!: Config;
+  private services: readonly V1Service[] = [];
+  private skipped: readonly string[] = [];
+  private readonly stopDiscovery: () => void = () => {};
+  private readonly firstServices = Promise.withResolvers<void>();
 
   /** `maxHeaderBytes`: of a backend's answer. Throws what is wrong with the files. */
   constructor(
@@ -44,15 +57,25 @@ export class State {
     pool: Source,
     report: (message: string) => void,
     maxHeaderBytes: number,
-    cluster: () => KubeConfig = defaultCluster,
+    {
+      cluster = defaultCluster,
+      discovery,
+    }: { cluster?: () => KubeConfig; discovery?: DiscoveryOptions | undefined } = {},
   ) {
     this.sources = { director, pool };
     this.report = report;
+    this.discovery = discovery;
+    let known: KubeConfig | undefined;
+    const shared = () => {
+      known ??= cluster();
+      return known;
+    };
     this.wires = {
-      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), cluster),
-      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls), cluster),
+      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), shared),
+      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls), shared),
     };
     this.load();
+    if (discovery !== undefined) this.stopDiscovery = this.discover(shared(), discovery);
     for (const { path } of [director, pool]) {
       // By polling, through symbolic links: Kubernetes swaps them.
       if (path !== undefined) watchFile(path, { interval: POLL_MS, persistent: false }, () => this.reload());
@@ -64,12 +87,49 @@ export class State {
 
   close(): void {
     for (const { path } of Object.values(this.sources)) if (path !== undefined) unwatchFile(path);
+    this.stopDiscovery();
     for (const backends of Object.values(this.wires)) backends.close();
   }
 
-  private reload(): void {
+  /** Services are in the configuration, or were not to be had yet. */
+  get discovered(): Promise<void> {
+    return this.firstServices.promise;
+  }
+
+  private discover(cluster: KubeConfig, discovery: DiscoveryOptions): () => void {
+    let settled: NodeJS.Timeout | undefined;
+    let isAway = false;
+    const late = setTimeout(this.firstServices.resolve, FIRST_SERVICES_MS);
+    const stop = watchAll<V1Service>(
+      cluster,
+      '/api/v1/services',
+      selectorOf(discovery),
+      (services) => {
+        isAway = false;
+        this.services = services;
+        // Changes come in bursts.
+        settled ??= setTimeout(() => {
+          settled = undefined;
+          this.reload(() => this.apply(this.files));
+          clearTimeout(late);
+          this.firstServices.resolve();
+        }, SETTLE_MS);
+      },
+      ({ message }) => {
+        if (!isAway) this.report(`services cannot be watched, those that are known stay: ${message}`);
+        isAway = true;
+      },
+    );
+    return () => {
+      clearTimeout(settled);
+      clearTimeout(late);
+      stop();
+    };
+  }
+
+  private reload(load = () => this.load()): void {
     try {
-      this.load();
+      load();
       this.report('configuration reloaded');
     } catch (error) {
       this.report(`configuration refused, the old one stays: ${(error as Error).message}`);
@@ -78,7 +138,16 @@ export class State {
 
   private load(): void {
     const { director, pool } = this.sources;
-    const config = readConfig({ file: director.name, text: director.read() }, { file: pool.name, text: pool.read() });
+    this.apply(readConfig({ file: director.name, text: director.read() }, { file: pool.name, text: pool.read() }));
+  }
+
+  private apply(files: Config): void {
+    const { config, skipped } =
+      this.discovery === undefined
+        ? { config: files, skipped: [] }
+        : withServices(files, this.services, this.discovery);
+    for (const each of skipped) if (!this.skipped.includes(each)) this.report(each);
+    this.skipped = skipped;
     for (const { name, security } of [...config.http.backends.values(), ...config.grpc.backends.values()])
       if (security?.insecureSkipVerify) this.report(`backend ${name}: its certificate is not verified`);
     for (const { routes, backends } of [config.http, config.grpc])
@@ -87,6 +156,7 @@ export class State {
     const { http, grpc } = this.wires;
     // All are read before any is taken.
     const dials = [dialsOf(config.http, config.tls), dialsOf(config.grpc, config.tls)] as const;
+    this.files = files;
     this.current = { http: http.take(config.http, dials[0]), grpc: grpc.take(config.grpc, dials[1]) };
   }
 }
