@@ -57,6 +57,58 @@ async function setUp(t: TestContext, answer: http.RequestListener, rpcPort = 1, 
 }
 
 describe('a backend of the reference kedge', () => {
+  for (const protocol of ['h1', 'h2'] as const)
+    for (const manner of ['reads on', 'resets'] as const)
+      it(`answers 413 in the middle of an upload over ${protocol}, and ${manner}: the client hears it`, async (t) => {
+        const backend = net.createServer((socket) => {
+          socket.on('error', () => {});
+          socket.once('data', async () => {
+            socket.write('HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 9\r\n\r\ntoo large');
+            await sleep(50);
+            if (manner === 'resets') socket.resetAndDestroy();
+            else socket.end();
+          });
+        });
+        const port = await listen(t, backend);
+        const { kedge, client, ca } = await startReferenceKedge(t, {
+          director: { http: { routes: [{ backend_name: 'orders' }] } },
+          backendPool: { http: { backends: [{ name: 'orders', host: at(port) }] } },
+        });
+        const tls = { cert: client.cert, key: client.key, ca, servername: KEDGE_NAME };
+        const url = `https://127.0.0.1:${kedge.port}`;
+        const upload = async (body: NodeJS.WritableStream) => {
+          for (let i = 0; i < 40 && body.writable; i += 1) {
+            body.write(Buffer.alloc(100_000));
+            await sleep(5);
+          }
+          body.end();
+        };
+        for (let i = 0; i < 5; i += 1) {
+          if (protocol === 'h1') {
+            const request = https.request(url, {
+              ...tls,
+              method: 'PUT',
+              agent: false,
+              headers: { host: 'orders.us1' },
+            });
+            request.on('error', () => {});
+            void upload(request);
+            const [response] = (await once(request, 'response')) as [http.IncomingMessage];
+            assert.deepEqual([response.statusCode, await response.setEncoding('utf8').toArray()], [413, ['too large']]);
+            request.destroy();
+          } else {
+            const session = http2.connect(url, tls);
+            session.on('error', () => {});
+            const stream = session.request({ ':method': 'PUT', ':path': '/', ':authority': 'orders.us1' });
+            stream.on('error', () => {});
+            void upload(stream);
+            const [headers] = (await once(stream, 'response')) as [http2.IncomingHttpHeaders];
+            assert.deepEqual([headers[':status'], await stream.setEncoding('utf8').toArray()], [413, ['too large']]);
+            session.destroy();
+          }
+        }
+      });
+
   it('is connected to before its first request, and that connection serves it', async (t) => {
     const server = http.createServer((_request, response) => response.end('hi'));
     let connections = 0;
