@@ -1,8 +1,8 @@
-import { KedgeError } from './errors.ts';
 import { ExpiryWarnings } from './kedge/expiry.ts';
 import { Kedges } from './kedge/kedges.ts';
 import { type Resolved, Router } from './mapper/router.ts';
 import type { ResolvedOptions } from './options.ts';
+import { KedgeError } from './support/errors.ts';
 import type { Wire } from './target.ts';
 
 /** A call that no connection knows of yet, so that nobody else would end it. */

@@ -1,5 +1,4 @@
 import { Core, setCore } from './core.ts';
-import { KedgeError } from './errors.ts';
 import { type Explanation, explain } from './explain.ts';
 import { HttpDispatcher } from './http/dispatcher.ts';
 import { Fallback } from './http/fallback.ts';
@@ -8,6 +7,7 @@ import type { KedgeDispatcher } from './http/types.ts';
 import type { Dispatcher } from './http/undici.ts';
 import type { KedgeStats } from './kedge/kedge.ts';
 import { type DialerOptions, resolveOptions } from './options.ts';
+import { KedgeError } from './support/errors.ts';
 import type { Wire } from './target.ts';
 
 /** What a dialer is doing. */

@@ -1,9 +1,9 @@
 import { inspect } from 'node:util';
 import type { Core } from './core.ts';
-import { isKedgeError } from './errors.ts';
 import type { AnyIdentity } from './identity/identity.ts';
 import type { Hop, KedgeStats } from './kedge/kedge.ts';
 import { describe } from './mapper/describe.ts';
+import { isKedgeError } from './support/errors.ts';
 import { isIP, type Wire } from './target.ts';
 
 /** The certificate that would be shown; never its key. */

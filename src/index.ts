@@ -7,13 +7,6 @@ export { type OidcTokenOptions, oidcToken } from './auth/oidc-token.ts';
 export { type StaticTokenOptions, staticToken } from './auth/static-token.ts';
 export type { TokenSource } from './auth/token-source.ts';
 export { createDialer, type Dialer, type DialerStats } from './dialer.ts';
-export {
-  isKedgeError,
-  KedgeError,
-  type KedgeErrorCode,
-  type KedgeErrorContext,
-  type KedgeStage,
-} from './errors.ts';
 export type { ExplainedIdentity, ExplainedKedge, Explanation } from './explain.ts';
 export type { KedgeDispatcher } from './http/types.ts';
 export type { AnyIdentity, AnySnapshot, Identity, IdentitySnapshot, TrustSnapshot } from './identity/identity.ts';
@@ -41,4 +34,11 @@ export type {
 } from './options.ts';
 export { kedgeErrorOf } from './reported.ts';
 export { type Route, type RouteInit, type RouteOptions, route } from './route.ts';
+export {
+  isKedgeError,
+  KedgeError,
+  type KedgeErrorCode,
+  type KedgeErrorContext,
+  type KedgeStage,
+} from './support/errors.ts';
 export { parseTarget, type Target, type Wire } from './target.ts';

@@ -1,8 +1,8 @@
-import { KedgeError } from './errors.ts';
 import { type AnyIdentity, isIdentity } from './identity/identity.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { type ProxyAddress, proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
+import { KedgeError } from './support/errors.ts';
 
 /** Anything that dispatches like an undici `Dispatcher`, of any version from 6 on. */
 export interface DispatcherLike {

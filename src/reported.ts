@@ -1,4 +1,4 @@
-import { isKedgeError, KedgeError, type KedgeErrorContext, type KedgeStage } from './errors.ts';
+import { isKedgeError, KedgeError, type KedgeErrorContext, type KedgeStage } from './support/errors.ts';
 
 /** Error types of the original's `X-Kedge-Error-Type` that speak of the backend; all others are the kedge's own. */
 const BACKEND_TYPES = new Set([

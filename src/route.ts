@@ -1,8 +1,8 @@
 import { isTokenSource, type TokenSource } from './auth/token-source.ts';
-import { KedgeError, quote } from './errors.ts';
 import { type AnyIdentity, isIdentity } from './identity/identity.ts';
 import { type KedgeAddress, kedgeAddress } from './kedge/address.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
+import { KedgeError, quote } from './support/errors.ts';
 import { parseTarget } from './target.ts';
 
 /** How a target is reached. Built and checked by {@link route}. */

@@ -1,4 +1,4 @@
-import type { KedgeErrorCode } from './errors.ts';
+import type { KedgeErrorCode } from './support/errors.ts';
 
 const INVALID_ARGUMENT = 3;
 const UNAVAILABLE = 14;

@@ -1,6 +1,6 @@
 import { isIPv4 } from 'node:net';
 import { domainToASCII, domainToUnicode } from 'node:url';
-import { KedgeError, quote } from './errors.ts';
+import { KedgeError, quote } from './support/errors.ts';
 
 /** Which wire a call takes. */
 export type Wire = 'http' | 'grpc';

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { isKedgeError } from '../src/errors.ts';
+import { isKedgeError } from '../src/support/errors.ts';
 import { isIP, parseTarget } from '../src/target.ts';
 
 const label63 = 'a'.repeat(63);

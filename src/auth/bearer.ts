@@ -1,7 +1,7 @@
-import { abandon } from '../abandon.ts';
-import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
+import { abandon } from '../support/abandon.ts';
+import { debug } from '../support/debug.ts';
+import { KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import { TOKEN_DEADLINE_MS, type TokenSource, tokenError } from './token-source.ts';
 
 /** RFC 6750 tokens are a subset of this; anything outside could end a header early or is a mistake such as a newline. */

@@ -1,7 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
+import { debug } from '../support/debug.ts';
+import { KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import { TOKEN_DEADLINE_MS, type TokenSource, tokenError } from './token-source.ts';
 
 /** What a fetch gives. */

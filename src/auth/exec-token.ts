@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 

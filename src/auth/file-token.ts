@@ -1,7 +1,7 @@
-import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
 import { lookAt, readRegularFile } from '../read-file.ts';
+import { debug } from '../support/debug.ts';
+import { KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import { expiryOf } from './jwt.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 

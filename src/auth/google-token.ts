@@ -1,5 +1,5 @@
-import { KedgeError } from '../errors.ts';
 import { readRegularFile } from '../read-file.ts';
+import { KedgeError } from '../support/errors.ts';
 import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';

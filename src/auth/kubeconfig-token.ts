@@ -1,7 +1,7 @@
 import { homedir } from 'node:os';
 import { delimiter, dirname, join, resolve } from 'node:path';
-import { debug } from '../debug.ts';
 import { readRegularFile } from '../read-file.ts';
+import { debug } from '../support/debug.ts';
 import { type CachedTokenOptions, cachedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';

@@ -1,5 +1,5 @@
 import type * as oidc from 'openid-client';
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';

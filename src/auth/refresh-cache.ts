@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { debug } from '../debug.ts';
 import { readRegularFile } from '../read-file.ts';
+import { debug } from '../support/debug.ts';
 
 const OWNER_ONLY = 0o600;
 

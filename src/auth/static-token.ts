@@ -1,4 +1,4 @@
-import { hide } from '../hide.ts';
+import { hide } from '../support/redact.ts';
 import { Bearer } from './bearer.ts';
 import type { TokenSource } from './token-source.ts';
 

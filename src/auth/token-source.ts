@@ -1,4 +1,4 @@
-import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
+import { codeOf, isKedgeError, KedgeError } from '../support/errors.ts';
 
 /**
  * Gives bearer tokens. {@link TokenSource.peek} is the fast path: while it answers, a call is dispatched in the tick

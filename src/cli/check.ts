@@ -4,9 +4,9 @@ import type { TLSSocket } from 'node:tls';
 import { inspect } from 'node:util';
 import { type Core, coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
-import { isKedgeError, KedgeError, type KedgeErrorCode } from '../errors.ts';
 import type { Hop } from '../kedge/kedge.ts';
 import { kedgeErrorOf } from '../reported.ts';
+import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
 import type { Wire } from '../target.ts';
 
 /** One stage of the way to a kedge. */

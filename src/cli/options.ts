@@ -1,12 +1,12 @@
 import { parseArgs } from 'node:util';
 import { createDialer, type Dialer } from '../dialer.ts';
-import { KedgeError } from '../errors.ts';
 import { pemFiles } from '../identity/pem-files.ts';
 import type { Mapper } from '../mapper/mapper.ts';
 import { single } from '../mapper/single.ts';
 import { suffix } from '../mapper/suffix.ts';
 import { loadWinchConfig } from '../mapper/winch-config.ts';
 import type { DialerOptions } from '../options.ts';
+import { KedgeError } from '../support/errors.ts';
 import type { Wire } from '../target.ts';
 
 export const HELP = `Usage: kedge-dialer explain <target> [options]

@@ -1,5 +1,5 @@
 import { inspect } from 'node:util';
-import { isKedgeError } from '../errors.ts';
+import { isKedgeError } from '../support/errors.ts';
 import { check } from './check.ts';
 import { type Command, HELP, parse } from './options.ts';
 

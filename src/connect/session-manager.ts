@@ -7,15 +7,15 @@ import type {
 } from 'node:http2';
 import { type Code, ConnectError } from '@connectrpc/connect';
 import type { Core } from '../core.ts';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
 import { type CallTokens, checkCallHeaders, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
 import { Attempts } from '../rpc/attempts.ts';
 import { type Session, type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { rpcCode } from '../rpc-code.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import type { Wire } from '../target.ts';
 import { Wait } from './wait.ts';
 

@@ -1,6 +1,6 @@
 import { CallCredentials, Metadata, status } from '@grpc/grpc-js';
-import { hide } from '../hide.ts';
 import type { CallTokens } from '../kedge/call-headers.ts';
+import { hide } from '../support/redact.ts';
 import { checkMetadata, setTokens } from './metadata.ts';
 
 type CallMetadataOptions = Parameters<CallCredentials['generateMetadata']>[0];

@@ -1,12 +1,12 @@
 import { inspect } from 'node:util';
 import { type CallCredentials, type experimental, Metadata, type StatusObject, status } from '@grpc/grpc-js';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
 import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan } from '../mapper/router.ts';
 import { reportedBy } from '../reported.ts';
 import { Attempts } from '../rpc/attempts.ts';
 import type { Session } from '../rpc/session.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 import type { CallContext, CallInit } from './call-context.ts';
 import { RouteCredentials } from './call-credentials.ts';
 import { checkMetadata, setTokens } from './metadata.ts';

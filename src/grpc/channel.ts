@@ -8,12 +8,12 @@ import {
   type experimental,
 } from '@grpc/grpc-js';
 import type { Core } from '../core.ts';
-import { KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
 import type { Hop } from '../kedge/kedge.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
 import { type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type PoolState, peekSessionPool, type SessionPool, sessionPool } from '../rpc/session-pool.ts';
+import { KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import { KedgeCall } from './call.ts';
 import type { CallContext, CallInit } from './call-context.ts';
 import { Connectivity } from './connectivity.ts';

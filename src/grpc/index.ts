@@ -1,7 +1,7 @@
 import { Channel, type ChannelCredentials, type ChannelInterface, type ClientOptions } from '@grpc/grpc-js';
 import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { KedgeChannel } from './channel.ts';
 import { callCredentialsOf } from './channel-credentials.ts';
 

@@ -1,6 +1,6 @@
 import { Metadata, type StatusObject, type status } from '@grpc/grpc-js';
-import { isKedgeError, KedgeError } from '../errors.ts';
 import { rpcCode } from '../rpc-code.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 
 /** A status that carries what we know; grpc-js copies it onto the `ServiceError`, where it is the `cause`. */
 export type KedgeStatus = StatusObject & { cause: KedgeError };

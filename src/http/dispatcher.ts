@@ -1,8 +1,8 @@
 import type { Core } from '../core.ts';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
 import type { KedgeStats } from '../kedge/kedge.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import { callError } from './errors.ts';
 import { Exchange } from './exchange.ts';
 import type { Fallback } from './fallback.ts';

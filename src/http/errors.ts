@@ -1,6 +1,6 @@
 import { constants } from 'node:http2';
-import { codeOf, isKedgeError, KedgeError } from '../errors.ts';
 import type { Connector } from '../kedge/connector.ts';
+import { codeOf, isKedgeError, KedgeError } from '../support/errors.ts';
 
 /** undici's and Node's codes for a transport that failed under a call; anything else is the caller's own error. */
 const LOST =

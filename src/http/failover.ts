@@ -1,8 +1,8 @@
 import type { Socket } from 'node:net';
 import type { Core } from '../core.ts';
-import { codeOf, isKedgeError } from '../errors.ts';
 import { isDialError } from '../kedge/connector.ts';
 import type { Hop } from '../kedge/kedge.ts';
+import { codeOf, isKedgeError } from '../support/errors.ts';
 import { isLost } from './errors.ts';
 
 /**

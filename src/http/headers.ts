@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { parseTarget, type Target } from '../target.ts';
 
 /** Headers as undici's callers give them: object, flat array, `Headers`, Map, generator of pairs, or nothing. */

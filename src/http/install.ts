@@ -1,5 +1,5 @@
-import { hide } from '../hide.ts';
 import type { DispatcherLike } from '../options.ts';
+import { hide } from '../support/redact.ts';
 import type { HttpDispatcher } from './dispatcher.ts';
 import { dispatchTo, type Fallback, globalDispatchers } from './fallback.ts';
 import { GLOBAL_DISPATCHER, LEGACY_GLOBAL_DISPATCHER } from './hush.ts';

@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import type { Target } from '../target.ts';
 import { pieces } from './body.ts';
 import type { FlatHeaders } from './headers.ts';

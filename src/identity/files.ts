@@ -1,9 +1,9 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { dirname } from 'node:path';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
 import { type FileState, lookAt, readRegularFile } from '../read-file.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import type { AnySnapshot, Identity } from './identity.ts';
 import { Listeners } from './listeners.ts';
 import { sameCredentials } from './snapshot.ts';

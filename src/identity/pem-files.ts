@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { FilesIdentity } from './files.ts';
 import type { AnyIdentity, AnySnapshot, Identity, TrustSnapshot } from './identity.ts';
 import { snapshotOf, trustOf } from './snapshot.ts';

@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import type { AnyIdentity, Identity, TrustSnapshot } from './identity.ts';
 import { type PemInit, snapshotOf, type TrustInit, trustOf } from './snapshot.ts';
 

@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { FilesIdentity } from './files.ts';
 import type { Identity, IdentitySnapshot } from './identity.ts';
 import { checkPaths, type IdentityFilesOptions } from './pem-files.ts';

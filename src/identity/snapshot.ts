@@ -2,8 +2,8 @@ import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { Duplex } from 'node:stream';
 import tls from 'node:tls';
-import { KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
+import { KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import type { AnySnapshot, IdentitySnapshot, TrustSnapshot } from './identity.ts';
 
 /** A certificate and key as PEM text. */

@@ -1,5 +1,5 @@
 import { isIP } from 'node:net';
-import { KedgeError, quote } from '../errors.ts';
+import { KedgeError, quote } from '../support/errors.ts';
 import { canonicalHost } from '../target.ts';
 
 /** What is dialled: one kedge's address and the name that it has to prove. */

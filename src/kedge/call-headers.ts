@@ -1,5 +1,5 @@
 import type { OutgoingHttpHeaders } from 'node:http';
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 
 /**
  * Headers that belong to a connection (RFC 9113 §8.2.2), name its other end, or count bytes that only the transport

@@ -1,9 +1,9 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import net from 'node:net';
 import tls from 'node:tls';
-import { debug } from '../debug.ts';
-import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../errors.ts';
 import type { AnySnapshot } from '../identity/identity.ts';
+import { debug } from '../support/debug.ts';
+import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
 import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
 import { readBeforeEnd } from './last-words.ts';

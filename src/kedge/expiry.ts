@@ -1,5 +1,5 @@
-import { KedgeError } from '../errors.ts';
 import type { IdentitySnapshot } from '../identity/identity.ts';
+import { KedgeError } from '../support/errors.ts';
 import { at } from './timer.ts';
 
 const HOUR_MS = 60 * 60 * 1000;

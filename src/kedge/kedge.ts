@@ -1,10 +1,10 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
-import { abandon } from '../abandon.ts';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
 import type { AnyIdentity, AnySnapshot, IdentitySnapshot } from '../identity/identity.ts';
+import { abandon } from '../support/abandon.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 import type { KedgeAddress } from './address.ts';
 import { Addresses } from './addresses.ts';
 import { Breaker, type BreakerOptions } from './breaker.ts';

@@ -1,7 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { LRUCache } from 'lru-cache';
-import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
+import { debug } from '../support/debug.ts';
+import { KedgeError } from '../support/errors.ts';
 import { type Hop, Kedge, type KedgeOptions, type KedgeStats } from './kedge.ts';
 
 /**

@@ -1,6 +1,6 @@
 import { createHash, X509Certificate } from 'node:crypto';
 import { checkServerIdentity, type PeerCertificate } from 'node:tls';
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 
 /** What a kedge has to prove beyond a certificate for its name from a trusted CA. */
 export interface PeerPolicy {

@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net';
-import { KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
+import { KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 
 /** An HTTP proxy on the way to the kedges. */
 export interface ProxyAddress {

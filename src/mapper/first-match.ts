@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 import { describe, described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
 

@@ -1,5 +1,5 @@
-import { KedgeError, quote } from '../errors.ts';
 import { type Route, type RouteInit, route } from '../route.ts';
+import { KedgeError, quote } from '../support/errors.ts';
 import { isIP, parseTarget, type Target } from '../target.ts';
 import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';

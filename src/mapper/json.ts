@@ -1,4 +1,4 @@
-import { KedgeError } from '../errors.ts';
+import { KedgeError } from '../support/errors.ts';
 
 /** A value with the place where it stands, for errors. */
 export interface Node {

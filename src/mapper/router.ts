@@ -1,12 +1,12 @@
 import { LRUCache } from 'lru-cache';
-import { abandon } from '../abandon.ts';
 import { Bearer } from '../auth/bearer.ts';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
 import type { AnyIdentity } from '../identity/identity.ts';
 import { type Hop, hop } from '../kedge/kedge.ts';
 import type { PeerPolicy } from '../kedge/peer.ts';
 import { addressesOf, type Route, route } from '../route.ts';
+import { abandon } from '../support/abandon.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { isIP, parseTarget, type Target, type Wire } from '../target.ts';
 import type { Mapper } from './mapper.ts';
 

@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
-import { KedgeError, quote } from '../errors.ts';
 import { type Route, type RouteOptions, route } from '../route.ts';
+import { KedgeError, quote } from '../support/errors.ts';
 import { parseTarget } from '../target.ts';
 import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';

@@ -1,4 +1,4 @@
-import { KedgeError, quote } from '../errors.ts';
+import { KedgeError, quote } from '../support/errors.ts';
 import { isIP, parseTarget } from '../target.ts';
 
 /** A kedge URL with `${group}` in its host or as its port. */

@@ -3,7 +3,7 @@ import { kubeconfigToken } from '../auth/kubeconfig-token.ts';
 import { type OidcTokenOptions, oidcToken } from '../auth/oidc-token.ts';
 import { staticToken } from '../auth/static-token.ts';
 import type { TokenSource } from '../auth/token-source.ts';
-import { isKedgeError } from '../errors.ts';
+import { isKedgeError } from '../support/errors.ts';
 import { list, type Node, object, text, wrong } from './json.ts';
 
 /** How somebody logs in at an OpenID Connect provider. */

@@ -1,7 +1,7 @@
 import type { TokenSource } from '../auth/token-source.ts';
-import { isKedgeError, KedgeError, quote } from '../errors.ts';
 import { readRegularFile } from '../read-file.ts';
 import type { RouteInit, RouteOptions } from '../route.ts';
+import { isKedgeError, KedgeError, quote } from '../support/errors.ts';
 import type { Wire } from '../target.ts';
 import { describe, described } from './describe.ts';
 import { hostPorts, hosts } from './hosts.ts';

@@ -1,7 +1,7 @@
 import type { Core } from '../core.ts';
-import { isKedgeError, type KedgeError } from '../errors.ts';
 import type { Hop } from '../kedge/kedge.ts';
 import type { Plan } from '../mapper/router.ts';
+import { isKedgeError, type KedgeError } from '../support/errors.ts';
 import type { Session } from './session.ts';
 import { HEAD_START_MS, type SessionPool } from './session-pool.ts';
 

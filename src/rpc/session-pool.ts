@@ -1,7 +1,7 @@
-import { isKedgeError, KedgeError } from '../errors.ts';
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { Kedge } from '../kedge/kedge.ts';
 import type { ResolvedOptions } from '../options.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { Session, type SessionOwner, type SessionSettings } from './session.ts';
 
 /** What a pool's sessions amount to; `failed`: none, and nothing is dialled for a moment. */

@@ -6,10 +6,10 @@ import http2, {
 } from 'node:http2';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
-import { debug } from '../debug.ts';
-import { KedgeError } from '../errors.ts';
 import type { Connector } from '../kedge/connector.ts';
 import type { Kedge } from '../kedge/kedge.ts';
+import { debug } from '../support/debug.ts';
+import { KedgeError } from '../support/errors.ts';
 import { keepAlive } from './keep-alive.ts';
 
 /** How an RPC connection is set up; connections are shared by calls with equal settings. */

@@ -1,10 +1,10 @@
 import type { NetConnectOpts } from 'node:net';
-import { debug } from '../debug.ts';
-import { isKedgeError, KedgeError } from '../errors.ts';
-import { hide } from '../hide.ts';
 import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
 import { Listeners } from '../identity/listeners.ts';
 import { sameCredentials, snapshotOf } from '../identity/snapshot.ts';
+import { debug } from '../support/debug.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
+import { hide } from '../support/redact.ts';
 import { certificatesPem, keyPem } from './der.ts';
 import { type Svid, svidsOf } from './messages.ts';
 import { openStream, Status, type Stream, type StreamError } from './stream.ts';
