@@ -51,11 +51,11 @@ export class Core {
    * @throws {@link KedgeError} `ERR_KEDGE_CLOSED`, `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE`, `ERR_KEDGE_UNMAPPED`
    */
   resolve(wire: Wire, input: string | URL): Resolved {
-    if (this.closing !== undefined) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
+    if (this.closing !== undefined) throw new KedgeError('ERR_KEDGE_CLOSED', 'the dialer is closed');
     const resolved = this.look(wire, input);
     if (resolved.plan === undefined && this.options.unmapped === 'reject') {
       const target = resolved.target.authority;
-      throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'no mapper knows this target, and it may not go direct', {
+      throw new KedgeError('ERR_KEDGE_UNMAPPED', 'no mapper knows this target, and it may not go direct', {
         target,
       });
     }
@@ -114,11 +114,12 @@ export class Core {
 }
 
 function destroyed(cause: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_CLOSED', 'kedge', 'the dialer was destroyed', { cause: cause ?? undefined });
+  return new KedgeError('ERR_KEDGE_CLOSED', 'the dialer was destroyed', { stage: 'kedge', cause: cause ?? undefined });
 }
 
 function late(drainTimeoutMs: number): KedgeError {
-  return new KedgeError('ERR_KEDGE_CLOSED', 'kedge', `the call was still running ${drainTimeoutMs} ms after close()`);
+  const reason = `the call was still running ${drainTimeoutMs} ms after close()`;
+  return new KedgeError('ERR_KEDGE_CLOSED', reason, { stage: 'kedge' });
 }
 
 const cores = new WeakMap<object, Core>();
@@ -132,5 +133,5 @@ export function setCore(dialer: object, core: Core): void {
 export function coreOf(dialer: object): Core {
   const core = cores.get(dialer);
   if (core !== undefined) return core;
-  throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', 'takes a dialer that createDialer() of this package made');
+  throw new KedgeError('ERR_KEDGE_OPTIONS', 'takes a dialer that createDialer() of this package made');
 }

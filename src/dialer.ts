@@ -67,9 +67,7 @@ export interface Dialer extends AsyncDisposable {
 export function createDialer(options: DialerOptions): Dialer {
   const resolved = resolveOptions(options);
   if (resolved.peer.dangerouslySkipVerification) {
-    resolved.onWarning(
-      new KedgeError('ERR_KEDGE_OPTIONS', 'config', 'kedge certificates are not verified: tokens are refused'),
-    );
+    resolved.onWarning(new KedgeError('ERR_KEDGE_OPTIONS', 'kedge certificates are not verified: tokens are refused'));
   }
   const core = new Core(resolved);
   const fallback = new Fallback(resolved.fallback);
@@ -86,7 +84,7 @@ export function createDialer(options: DialerOptions): Dialer {
     dispatcher,
     fetch: (input, init) => globalThis.fetch(input, { ...init, dispatcher } as RequestInit),
     install: () => {
-      if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'config', 'the dialer is closed');
+      if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'the dialer is closed');
       if (fallback.replaced === undefined) installed = new Installed(http, fallback);
       const mine = installed;
       return () => mine?.undo();

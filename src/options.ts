@@ -260,7 +260,7 @@ class Section {
 
   constructor(prefix: string, values: unknown) {
     this.prefix = prefix;
-    if (!isObject(values)) throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', 'createDialer() takes an object');
+    if (!isObject(values)) throw new KedgeError('ERR_KEDGE_OPTIONS', 'createDialer() takes an object');
     this.values = values as Record<string, unknown>;
   }
 
@@ -295,7 +295,7 @@ class Section {
   }
 
   invalid(name: string, reason: string): KedgeError {
-    return new KedgeError('ERR_KEDGE_OPTIONS', 'config', `\`${this.prefix}${name}\` ${reason}`);
+    return new KedgeError('ERR_KEDGE_OPTIONS', `\`${this.prefix}${name}\` ${reason}`);
   }
 }
 

@@ -50,7 +50,7 @@ export function kedgeErrorOf(from: unknown): KedgeError | undefined {
   if (typeof details !== 'string') return undefined;
   const said = `${code} ${details}`;
   if (!Object.hasOwn(GRPC_STATUSES, said)) return undefined;
-  return new KedgeError('ERR_KEDGE_REPORTED', GRPC_STATUSES[said]!, `the kedge reports: ${details}`);
+  return new KedgeError('ERR_KEDGE_REPORTED', `the kedge reports: ${details}`, { stage: GRPC_STATUSES[said] });
 }
 
 /** What the two headers say, of a `Headers`, a `Metadata` of grpc-js or a plain object. */
@@ -67,7 +67,7 @@ export function reportedError(
   if (message === undefined && type === undefined) return undefined;
   const stage = type !== undefined && BACKEND_TYPES.has(type) ? 'backend' : 'kedge';
   const said = [type, message].filter(Boolean).join(': ').slice(0, MAX_REASON);
-  return new KedgeError('ERR_KEDGE_REPORTED', stage, `the kedge reports: ${said}`, context);
+  return new KedgeError('ERR_KEDGE_REPORTED', `the kedge reports: ${said}`, { ...context, stage });
 }
 
 /** One header of a `Headers`, a `Metadata` of grpc-js or a plain object. */

@@ -122,5 +122,5 @@ function serverNameOf(input: unknown): string {
 }
 
 function invalid(reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `route: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `route: ${reason}`, { cause });
 }

@@ -129,5 +129,5 @@ function isRoundTrip(label: string): boolean {
 }
 
 function refuse(input: unknown, reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_TARGET', 'map', reason, { target: quote(input) });
+  return new KedgeError('ERR_KEDGE_TARGET', reason, { target: quote(input) });
 }

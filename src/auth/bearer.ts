@@ -81,7 +81,7 @@ export class Bearer {
     if (typeof token !== 'string' || !TOKEN.test(token)) {
       abandon(token);
       const reason = 'what the source gave is not a token: 1 to 16384 visible ASCII characters without spaces';
-      throw new KedgeError('ERR_KEDGE_TOKEN', 'token', `token source ${this.source.name}: ${reason}`);
+      throw new KedgeError('ERR_KEDGE_TOKEN', `token source ${this.source.name}: ${reason}`);
     }
     this.lastToken = token;
     this.lastHeader = `Bearer ${token}`;

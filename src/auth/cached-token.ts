@@ -207,5 +207,5 @@ class CachedToken implements TokenSource {
 }
 
 function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', 'config', `cachedToken: ${reason}`);
+  return new KedgeError('ERR_KEDGE_OPTIONS', `cachedToken: ${reason}`);
 }

@@ -109,5 +109,5 @@ function dateOf(name: string, value: unknown): Date | undefined {
 }
 
 function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', 'config', `execToken: ${reason}`);
+  return new KedgeError('ERR_KEDGE_OPTIONS', `execToken: ${reason}`);
 }

@@ -22,8 +22,7 @@ const LOOK_MS = 1000;
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function fileToken(path: string, options: FileTokenOptions = {}): TokenSource {
-  if (typeof path !== 'string' || path === '')
-    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', 'fileToken: takes a path');
+  if (typeof path !== 'string' || path === '') throw new KedgeError('ERR_KEDGE_OPTIONS', 'fileToken: takes a path');
   return new FileToken(path, options.name ?? path);
 }
 

@@ -40,7 +40,7 @@ export function googleServiceAccountToken(options: GoogleServiceAccountTokenOpti
   const { keyFile, audience, tokenUrl, issuer, scopes = [], ...cache } = options ?? {};
   for (const [option, value] of Object.entries({ keyFile, audience })) {
     if (typeof value !== 'string' || value === '')
-      throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', `googleServiceAccountToken: \`${option}\` is required`);
+      throw new KedgeError('ERR_KEDGE_OPTIONS', `googleServiceAccountToken: \`${option}\` is required`);
   }
   const name = cache.name ?? 'google';
   const fetchToken = async (signal: AbortSignal): Promise<FetchedToken> => {

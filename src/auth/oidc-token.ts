@@ -245,5 +245,5 @@ function check(options: OidcTokenOptions): void {
 }
 
 function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', 'config', `oidcToken: ${reason}`);
+  return new KedgeError('ERR_KEDGE_OPTIONS', `oidcToken: ${reason}`);
 }

@@ -32,12 +32,12 @@ export function isTokenSource(value: unknown): value is TokenSource {
 export function tokenError(name: string, reason: string, cause?: unknown): KedgeError {
   const own = ownError(cause);
   // It says which source failed. The target that it may speak of is the provider, not the caller's.
-  if (own?.stage === 'token') return own.target === undefined ? own : new KedgeError(own.code, 'token', own.reason);
+  if (own?.stage === 'token') return own.target === undefined ? own : new KedgeError(own.code, own.reason);
   const code = codeOf(cause);
   const shown = /^[A-Z0-9_]{1,40}$/.test(code) ? ` ${code}` : '';
   const kind = own !== undefined ? ` (${own.message})` : cause instanceof Error ? ` (${cause.name}${shown})` : '';
   const context = own === undefined ? {} : { cause: own };
-  return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', 'token', `token source ${name}: ${reason}${kind}`, context);
+  return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', `token source ${name}: ${reason}${kind}`, context);
 }
 
 function ownError(cause: unknown): KedgeError | undefined {

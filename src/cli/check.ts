@@ -159,9 +159,7 @@ const CODES: Readonly<Record<CheckStep['stage'], KedgeErrorCode>> = {
 };
 
 function failure(stage: CheckStep['stage'], error: unknown): string {
-  const known = isKedgeError(error)
-    ? error
-    : new KedgeError(CODES[stage], stage === 'dns' ? 'dns' : 'connect', (error as Error).message);
+  const known = isKedgeError(error) ? error : new KedgeError(CODES[stage], (error as Error).message);
   return `${known.code}: ${known.message}`;
 }
 

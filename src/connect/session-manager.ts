@@ -12,9 +12,8 @@ import type { Plan, Resolved } from '../mapper/router.ts';
 import { Attempts } from '../rpc/attempts.ts';
 import { type Session, type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type SessionPool, sessionPool } from '../rpc/session-pool.ts';
-import { rpcCode } from '../rpc-code.ts';
 import { debug } from '../support/debug.ts';
-import { isKedgeError, KedgeError } from '../support/errors.ts';
+import { isKedgeError, KedgeError, rpcStatusOf } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
 import type { Wire } from '../target.ts';
 import { Wait } from './wait.ts';
@@ -46,7 +45,7 @@ export class KedgeSessionManager implements ConnectSessionManager {
 
   constructor(core: Core, baseUrl: string | URL) {
     const url = typeof baseUrl === 'string' ? URL.parse(baseUrl) : new URL(baseUrl);
-    if (url === null) throw new KedgeError('ERR_KEDGE_TARGET', 'map', 'the base URL is not a URL');
+    if (url === null) throw new KedgeError('ERR_KEDGE_TARGET', 'the base URL is not a URL');
     this.core = core;
     this.url = url;
     this.settings = sessionSettings({ ...core.options.grpc, keepaliveWithoutCalls: false });
@@ -88,7 +87,7 @@ export class KedgeSessionManager implements ConnectSessionManager {
   ): Promise<ClientHttp2Stream> {
     const { target, plan } = this.resolve(wireOf(headers['content-type']));
     if (plan === undefined) {
-      throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'no mapper knows this target', { target: target.authority });
+      throw new KedgeError('ERR_KEDGE_UNMAPPED', 'no mapper knows this target', { target: target.authority });
     }
     const tokens = await tokensOf(plan, signal);
     checkCallHeaders(headers, plan.proxyAuth !== undefined, ownBytes(target.authority, path, tokens));
@@ -202,6 +201,6 @@ function connectError(error: unknown, target: string): ConnectError {
   if (error instanceof ConnectError) return error;
   const cause = isKedgeError(error)
     ? error.for(target)
-    : new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', 'the call failed', { target, cause: error });
-  return new ConnectError(cause.message, rpcCode(cause.code) as Code, undefined, undefined, cause);
+    : new KedgeError('ERR_KEDGE_CONNECTION', 'the call failed', { target, cause: error });
+  return new ConnectError(cause.message, rpcStatusOf(cause.code) as Code, undefined, undefined, cause);
 }

@@ -158,7 +158,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
     core.waiting.delete(this);
     if (this.credentials === undefined || picked.isSecure) return picked;
     const reason = 'call credentials are not sent to a kedge over plain http';
-    this.fail(new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { kedge: this.attempts!.kedgeName }));
+    this.fail(new KedgeError('ERR_KEDGE_REQUEST', reason, { kedge: this.attempts!.kedgeName }));
     return 'over';
   }
 
@@ -274,8 +274,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
     this.attempts!.turnedAway(at);
     const kedge = this.plan!.hops[at]!.address.name;
     const context = { target: this.authority, kedge };
-    const cause =
-      session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', final.details, context);
+    const cause = session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', final.details, context);
     this.failure = { metadata: final.metadata, cause };
   }
 
@@ -318,7 +317,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
 
   private finish(): void {
     this.isOver = true;
-    this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'token', 'the call is over'));
+    this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
     this.attempts?.release();
     this.context.core.waiting.delete(this);
     this.context.core.end();

@@ -82,7 +82,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     const refused = REFUSED.find((name) => Object.hasOwn(options, name));
     if (refused !== undefined) {
       const reason = `channel option \`${refused}\`: the route decides what is dialled and verified`;
-      throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target: authority });
+      throw new KedgeError('ERR_KEDGE_OPTIONS', reason, { target: authority });
     }
     hide(this, `KedgeChannel(${authority})`);
     this.settings = settingsOf(options, core.options.grpc);
@@ -156,11 +156,11 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     const { core } = this;
     // A status with a code, where grpc-js's own channel throws an error without one.
     if (this.closed) throw clientClosed();
-    if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
+    if (core.closed) throw new KedgeError('ERR_KEDGE_CLOSED', 'the dialer is closed');
     if (host === undefined || host === null || host === this.resolved.target.authority) return this.resolved;
     const resolved = core.resolve('grpc', host);
     if (resolved.plan !== undefined) return resolved;
-    throw new KedgeError('ERR_KEDGE_UNMAPPED', 'map', 'the host of a call through a kedge is a kedge destination');
+    throw new KedgeError('ERR_KEDGE_UNMAPPED', 'the host of a call through a kedge is a kedge destination');
   }
 
   createLive({ method, deadline, parentCall, propagateFlags }: CallInit, authority: string): experimental.CallStream {
@@ -201,7 +201,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     } catch (cause) {
       // Nothing else of the options is read so early.
       const reason = 'channel option `grpc.service_config` is not a service config';
-      throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason, { target: authority, cause });
+      throw new KedgeError('ERR_KEDGE_OPTIONS', reason, { target: authority, cause });
     }
   }
 
@@ -261,7 +261,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
 const GRPC_JS = 'grpc-node-js';
 
 function clientClosed(): KedgeError {
-  return new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the client is closed');
+  return new KedgeError('ERR_KEDGE_CLOSED', 'the client is closed');
 }
 
 function settingsOf(options: ChannelOptions, defaults: Core['options']['grpc']): SessionSettings {

@@ -64,12 +64,7 @@ export function grpcDialer(dialer: Dialer): GrpcDialer {
     }
     if (credentials !== undefined) return new Channel(address, credentials, options);
     const context = { target: resolved.target.authority };
-    throw new KedgeError(
-      'ERR_KEDGE_UNMAPPED',
-      'map',
-      'no mapper knows this target, and there are no credentials',
-      context,
-    );
+    throw new KedgeError('ERR_KEDGE_UNMAPPED', 'no mapper knows this target, and there are no credentials', context);
   };
 
   return Object.freeze({
@@ -85,7 +80,7 @@ export function grpcDialer(dialer: Dialer): GrpcDialer {
         ) {
           if (options?.channelOverride !== undefined || options?.channelFactoryOverride !== undefined) {
             const reason = 'a wrapped client takes no `channelOverride` or `channelFactoryOverride`';
-            throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason);
+            throw new KedgeError('ERR_KEDGE_OPTIONS', reason);
           }
           const own = { ...options, channelFactoryOverride: channelFactory };
           return Reflect.construct(target, [address, credentials, own, ...(rest as unknown[])], self);

@@ -36,12 +36,12 @@ export class HttpDispatcher extends Dispatcher {
 
   override dispatch(options: DispatchOptions, handler: Dispatcher.DispatchHandler): boolean {
     if (typeof handler !== 'object' || handler === null) {
-      throw new KedgeError('ERR_KEDGE_REQUEST', 'request', 'dispatch() takes a handler object');
+      throw new KedgeError('ERR_KEDGE_REQUEST', 'dispatch() takes a handler object');
     }
     try {
       const origin: unknown = options?.origin;
       if (typeof origin !== 'string' && !(origin instanceof URL)) {
-        throw new KedgeError('ERR_KEDGE_TARGET', 'map', 'the request has no origin');
+        throw new KedgeError('ERR_KEDGE_TARGET', 'the request has no origin');
       }
       const { target, plan } = this.core.resolve('http', origin);
       if (plan === undefined) return this.fallback.dispatch(this, options, handler);

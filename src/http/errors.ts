@@ -25,15 +25,14 @@ export function callError(error: unknown, target: string, kedge: Connector | und
   const cause = asError(error);
   const context = { target, kedge: kedge?.name, cause };
   const name = codeOf(cause);
-  if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', 'request', cause.message, context);
-  if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', 'kedge', cause.message, context);
-  if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', 'kedge', cause.message, context);
+  if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', cause.message, context);
+  if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', cause.message, context);
+  if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', cause.message, context);
   if (!isLost(name)) return cause;
   const reset = streamReset(cause);
-  if (reset !== undefined) return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reset, context);
+  if (reset !== undefined) return new KedgeError('ERR_KEDGE_CONNECTION', reset, context);
   return (
-    kedge?.refusal?.for(target) ??
-    new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', `connection lost: ${cause.message}`, context)
+    kedge?.refusal?.for(target) ?? new KedgeError('ERR_KEDGE_CONNECTION', `connection lost: ${cause.message}`, context)
   );
 }
 

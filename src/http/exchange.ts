@@ -342,7 +342,7 @@ export class Exchange implements Handler, Controller {
     const context = { target: this.target.authority, kedge: this.kedge!.address.name, cause: reported };
     const error =
       statusCode === 407 && this.plan.proxyAuth !== undefined
-        ? new KedgeError('ERR_KEDGE_UNAUTHORIZED', 'kedge', refusal, context)
+        ? new KedgeError('ERR_KEDGE_UNAUTHORIZED', refusal, context)
         : http.throwOnKedgeError
           ? reported
           : undefined;

@@ -189,7 +189,7 @@ function addContentLength(list: FlatHeaders, injected: InjectedHeaders, value: u
 }
 
 function refuse({ target }: InjectedHeaders, reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { target: target.authority });
+  return new KedgeError('ERR_KEDGE_REQUEST', reason, { target: target.authority });
 }
 
 /** Pairs, but not a plain object that inherits an iterator from a polluted prototype. */

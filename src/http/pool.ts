@@ -170,7 +170,7 @@ export class HttpPool implements WirePool {
     if (this.options.protocol !== 'h2' || isH2(socket)) return undefined;
     socket.destroy();
     const kedge = this.connector.name;
-    return dialError(new KedgeError('ERR_KEDGE_TLS', 'tls', 'the kedge does not offer HTTP/2', { kedge }));
+    return dialError(new KedgeError('ERR_KEDGE_TLS', 'the kedge does not offer HTTP/2', { kedge }));
   }
 
   private rejectHeld(error: Error): void {
@@ -257,7 +257,7 @@ export class HttpPool implements WirePool {
     if (!isH2(socket)) return socket;
     tend(socket, pingIntervalMs, () => {
       const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
-      return new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.connector.name });
+      return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: this.connector.name });
     });
     return socket;
   }

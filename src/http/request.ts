@@ -26,7 +26,7 @@ const PATH = /^\/[\x21-\x7e\x80-\xff]*$/;
 export function checkPath(options: DispatchOptions, target: Target): void {
   if (PATH.test(options.path) || options.method === 'CONNECT') return;
   const reason = 'the path starts with a slash and has no spaces, control characters or characters beyond latin1';
-  throw new KedgeError('ERR_KEDGE_REQUEST', 'request', reason, { target: target.authority });
+  throw new KedgeError('ERR_KEDGE_REQUEST', reason, { target: target.authority });
 }
 
 /** Whether the request needs a connection of its own that speaks HTTP/1.1. */

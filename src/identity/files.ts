@@ -115,8 +115,7 @@ export class FilesIdentity<Name extends string, Snapshot extends AnySnapshot> im
     if (old !== undefined && sameCredentials(old, next)) return;
     debug.identity('%s: read', nameOf(next));
     this.listeners.notify((cause) => {
-      const context = { cause };
-      this.init.onWarning(new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'a subscriber failed', context));
+      this.init.onWarning(failure('a subscriber failed', cause));
     });
   }
 
@@ -131,10 +130,7 @@ export class FilesIdentity<Name extends string, Snapshot extends AnySnapshot> im
       if (message === this.warned) return;
       this.warned = message;
       const reason = isKedgeError(this.problem) ? this.problem.reason : message;
-      const context = { cause: this.problem };
-      this.init.onWarning(
-        new KedgeError('ERR_KEDGE_IDENTITY', 'tls', `the files are not used: ${reason}${last}`, context),
-      );
+      this.init.onWarning(failure(`the files are not used: ${reason}${last}`, this.problem));
     }, WARN_AFTER_MS).unref();
   }
 
@@ -151,7 +147,7 @@ export class FilesIdentity<Name extends string, Snapshot extends AnySnapshot> im
       if (before.settled) this.seen = before.version;
       return this.init.snapshot(contents);
     }
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'the files change faster than they can be read');
+    throw failure('the files change faster than they can be read');
   }
 
   private readFile(name: Name, path: string): Buffer {
@@ -159,7 +155,7 @@ export class FilesIdentity<Name extends string, Snapshot extends AnySnapshot> im
       return readRegularFile(path);
     } catch (cause) {
       const { code } = cause as NodeJS.ErrnoException;
-      throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', `\`${name}\`: ${path} cannot be read (${code})`, { cause });
+      throw failure(`\`${name}\`: ${path} cannot be read (${code})`, cause);
     }
   }
 
@@ -174,6 +170,10 @@ export class FilesIdentity<Name extends string, Snapshot extends AnySnapshot> im
   private files(): [Name, string][] {
     return Object.entries(this.init.paths).filter(([, path]) => path !== undefined) as [Name, string][];
   }
+}
+
+function failure(reason: string, cause?: unknown): KedgeError {
+  return new KedgeError('ERR_KEDGE_IDENTITY', reason, { stage: 'tls', cause });
 }
 
 function nameOf({ serial }: AnySnapshot): string {

@@ -63,7 +63,7 @@ export function checkPaths<T extends IdentityFilesOptions>(
   init: T,
   required: readonly string[],
 ): T & { onWarning: (warning: Error) => void } {
-  const invalid = (reason: string) => new KedgeError('ERR_KEDGE_IDENTITY', 'config', `${called}() ${reason}`);
+  const invalid = (reason: string) => new KedgeError('ERR_KEDGE_IDENTITY', `${called}() ${reason}`);
   if (typeof init !== 'object' || init === null) throw invalid(`takes { ${[...required, 'ca?'].join(', ')} }`);
   const values = init as Record<string, unknown>;
   const unknown = Object.keys(init).find(

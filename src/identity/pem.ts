@@ -13,14 +13,10 @@ export function pem(init: PemInit): Identity;
 export function pem(init: TrustInit): Identity<TrustSnapshot>;
 export function pem(init: PemInit | TrustInit): AnyIdentity {
   if (typeof init !== 'object' || init === null) {
-    throw new KedgeError(
-      'ERR_KEDGE_IDENTITY',
-      'config',
-      'pem() takes { cert, key, ca?, passphrase? }, or { ca } alone',
-    );
+    throw new KedgeError('ERR_KEDGE_IDENTITY', 'pem() takes { cert, key, ca?, passphrase? }, or { ca } alone');
   }
   const unknown = Object.keys(init).find((name) => !FIELDS.has(name));
-  if (unknown !== undefined) throw new KedgeError('ERR_KEDGE_IDENTITY', 'config', `pem() has no option \`${unknown}\``);
+  if (unknown !== undefined) throw new KedgeError('ERR_KEDGE_IDENTITY', `pem() has no option \`${unknown}\``);
   const snapshot = onlyTrusts(init) ? trustOf(init.ca) : snapshotOf(init);
   return Object.freeze({ current: () => snapshot, subscribe: () => () => {} });
 }

@@ -13,11 +13,10 @@ const FIELDS = ['pfx', 'ca', 'passphrase'];
  */
 export function pkcs12(init: Pkcs12Init): Identity {
   if (typeof init !== 'object' || init === null) {
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'config', 'pkcs12() takes { pfx, passphrase?, ca? }');
+    throw new KedgeError('ERR_KEDGE_IDENTITY', 'pkcs12() takes { pfx, passphrase?, ca? }');
   }
   const unknown = Object.keys(init).find((name) => !FIELDS.includes(name));
-  if (unknown !== undefined)
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'config', `pkcs12() has no option \`${unknown}\``);
+  if (unknown !== undefined) throw new KedgeError('ERR_KEDGE_IDENTITY', `pkcs12() has no option \`${unknown}\``);
   const snapshot = snapshotOfPkcs12(init);
   return Object.freeze({ current: () => snapshot, subscribe: () => () => {} });
 }

@@ -129,5 +129,5 @@ function text(field: string, pem: unknown): string {
 }
 
 function invalid(reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_IDENTITY', 'config', reason, { cause });
+  return new KedgeError('ERR_KEDGE_IDENTITY', reason, { cause });
 }

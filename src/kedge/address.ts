@@ -57,5 +57,5 @@ function hostOf(url: URL): string {
 }
 
 function invalid(url: URL, reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `kedge URL ${quote(url.href)}: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `kedge URL ${quote(url.href)}: ${reason}`, { cause });
 }

@@ -72,5 +72,5 @@ export function ownBytes(authority: string, method: string, tokens: CallTokens):
 }
 
 function refuse(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_REQUEST', 'request', reason);
+  return new KedgeError('ERR_KEDGE_REQUEST', reason);
 }

@@ -219,7 +219,7 @@ export class Connector {
     const context = { kedge: this.address.name, cause: error };
     // What ends a connection must not be taken for a failed dial, whatever it is.
     const isOwn = isKedgeError(error) && error.stage === 'kedge';
-    this.ended ??= isOwn ? error : new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', 'the dial was given up', context);
+    this.ended ??= isOwn ? error : new KedgeError('ERR_KEDGE_CONNECTION', 'the dial was given up', context);
     for (const socket of this.sockets) socket.destroy(error);
   }
 
@@ -241,7 +241,7 @@ export class Connector {
     const identity = this.identity;
     if (identity?.notAfter === undefined || identity.notAfter.getTime() > Date.now()) return undefined;
     const reason = `the client certificate ${identity.subject} (serial ${identity.serial}) expired at ${identity.notAfter.toISOString()}`;
-    return dialError(new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', reason, { kedge: this.address.name }));
+    return dialError(new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', reason, { kedge: this.address.name }));
   }
 
   /** Counts a dial until it has ended. */
@@ -289,8 +289,7 @@ export class Connector {
 
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
     if (this.ended !== undefined) return this.ended;
-    const stage = code === 'ERR_KEDGE_DNS' ? 'dns' : code.startsWith('ERR_KEDGE_CONNECT') ? 'connect' : 'tls';
-    const error = dialError(new KedgeError(code, stage, reason, { kedge: this.address.name, cause }));
+    const error = dialError(new KedgeError(code, reason, { kedge: this.address.name, cause }));
     debug.dial('%s', error.message);
     // A kedge without the protocol that this one call needs serves all others.
     if (!NO_PROTOCOL.test(codeOf(cause))) this.observer.failed(error);
@@ -335,7 +334,7 @@ function secureContext(identity: AnySnapshot | undefined, peer: PeerPolicy): tls
       minVersion: peer.minVersion ?? 'TLSv1.2',
     });
   } catch (cause) {
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'certificate and key cannot be used for TLS', { cause });
+    throw new KedgeError('ERR_KEDGE_IDENTITY', 'certificate and key cannot be used for TLS', { stage: 'tls', cause });
   }
 }
 

@@ -43,7 +43,7 @@ export class ExpiryWarnings {
     const due = from + (until - from) * DUE;
     const warn = (reason: string) => {
       const what = `the client certificate ${subject} (serial ${serial}) ${reason}; it ends at ${notAfter.toISOString()}`;
-      this.onWarning(new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'tls', what));
+      this.onWarning(new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', what));
     };
     const times: [number, string][] = [[due, 'has spent two thirds of its life']];
     // A certificate that lives for less is renewed more often than by the hour.

@@ -265,24 +265,23 @@ export class Kedge implements DialObserver {
       return snapshot;
     } catch (cause) {
       if (isKedgeError(cause)) throw cause;
-      const context = { kedge: this.address.name, cause };
-      throw new KedgeError('ERR_KEDGE_IDENTITY', 'tls', 'the identity has no certificate', context);
+      const context = { kedge: this.address.name, stage: 'tls', cause } as const;
+      throw new KedgeError('ERR_KEDGE_IDENTITY', 'the identity has no certificate', context);
     }
   }
 
   /** The calls of an old generation have until the drain deadline, and never longer than their certificate. */
   private retire(generation: Generation): void {
     const { drainTimeoutMs } = this.options;
-    const context = { kedge: this.address.name };
+    const context = { kedge: this.address.name, stage: 'kedge' } as const;
     // Stage `kedge`, both: they may meet calls that the kedge has seen, and no such call may be taken for a failed dial.
     const late = new KedgeError(
       'ERR_KEDGE_CONNECTION',
-      'kedge',
       `the call was still running ${drainTimeoutMs} ms after its connection began to drain`,
       context,
     );
     const reason = 'the client certificate of the connection expired';
-    const expired = new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'kedge', reason, context);
+    const expired = new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', reason, context);
     const { identity } = generation;
     const stop = identity?.notAfter && at(identity.notAfter, () => generation.destroy(expired));
     const drained = generation.drain(drainTimeoutMs, late).finally(() => {

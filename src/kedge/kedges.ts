@@ -79,14 +79,14 @@ export class Kedges {
 
   /** When all calls are over: a dial that they left behind, or a look-up that cannot be cancelled, is not waited for. */
   async close(): Promise<void> {
-    this.closed ??= new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer is closed');
+    this.closed ??= new KedgeError('ERR_KEDGE_CLOSED', 'the dialer is closed');
     this.live.clear();
     for (const kedge of this.leaving) kedge.stopDialling(this.closed);
     await Promise.all([...this.leaving].map((kedge) => kedge.drain()));
   }
 
   destroy(error: Error): void {
-    this.closed = new KedgeError('ERR_KEDGE_CLOSED', 'map', 'the dialer was destroyed', { cause: error });
+    this.closed = new KedgeError('ERR_KEDGE_CLOSED', 'the dialer was destroyed', { cause: error });
     this.live.clear();
     for (const kedge of this.leaving) kedge.destroy(error);
   }

@@ -76,5 +76,5 @@ function spkiPin(certificate: PeerCertificate): string {
 }
 
 function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason);
+  return new KedgeError('ERR_KEDGE_OPTIONS', reason);
 }

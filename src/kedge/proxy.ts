@@ -19,11 +19,7 @@ const MAX_ANSWER_BYTES = 16 * 1024;
 export function proxyAddress(input: string | URL): ProxyAddress {
   const url = typeof input === 'string' ? URL.parse(input) : input;
   if (!(url instanceof URL) || url.protocol !== 'http:' || url.hostname === '')
-    throw new KedgeError(
-      'ERR_KEDGE_OPTIONS',
-      'config',
-      '`connect.proxy` is a URL such as http://proxy.example.com:3128',
-    );
+    throw new KedgeError('ERR_KEDGE_OPTIONS', '`connect.proxy` is a URL such as http://proxy.example.com:3128');
   const { hostname, username, password } = url;
   const port = url.port === '' ? 80 : Number(url.port);
   const user = `${decoded(username)}:${decoded(password)}`;
@@ -42,7 +38,7 @@ function decoded(text: string): string {
     return decodeURIComponent(text);
   } catch {
     const reason = 'the user or the password in `connect.proxy` has a `%` that is not an escape: write it as %25';
-    throw new KedgeError('ERR_KEDGE_OPTIONS', 'config', reason);
+    throw new KedgeError('ERR_KEDGE_OPTIONS', reason);
   }
 }
 

@@ -10,7 +10,7 @@ import type { Mapper } from './mapper.ts';
 export function firstMatch(...mappers: readonly Mapper[]): Mapper {
   for (const mapper of mappers) {
     if (typeof mapper !== 'function') {
-      throw new KedgeError('ERR_KEDGE_ROUTE', 'config', 'firstMatch: every argument is a mapper');
+      throw new KedgeError('ERR_KEDGE_ROUTE', 'firstMatch: every argument is a mapper');
     }
   }
   const first: Mapper = (target) => {

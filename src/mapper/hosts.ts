@@ -68,5 +68,5 @@ function keyTarget(mapper: string, key: string, form: string): Target {
 }
 
 function invalid(mapper: string, reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `${mapper}: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `${mapper}: ${reason}`, { cause });
 }

@@ -11,7 +11,7 @@ export type Reader<T> = (node: Node) => T;
 
 /** One line: file, JSON path, what is wrong. */
 export function wrong(path: string, reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `${path}: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `${path}: ${reason}`, { cause });
 }
 
 /**

@@ -89,5 +89,5 @@ function compiled(exp: unknown): Expression {
 }
 
 function invalid(reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `regexp: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `regexp: ${reason}`, { cause });
 }

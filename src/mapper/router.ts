@@ -88,10 +88,7 @@ export class Router {
       }
       return addressesOf(found) === undefined ? route(found as Route as never) : (found as Route);
     } catch (error) {
-      if (isKedgeError(error)) {
-        throw new KedgeError(error.code, 'map', error.reason, { target: target.authority, cause: error });
-      }
-      throw new KedgeError('ERR_KEDGE_ROUTE', 'map', 'the mapper failed', { target: target.authority, cause: error });
+      throw refuse(target, isKedgeError(error) ? error.reason : 'the mapper failed', error);
     }
   }
 
@@ -140,6 +137,6 @@ export class Router {
   }
 }
 
-function refuse(target: Target, reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'map', reason, { target: target.authority });
+function refuse(target: Target, reason: string, cause?: unknown): KedgeError {
+  return new KedgeError('ERR_KEDGE_ROUTE', reason, { target: target.authority, stage: 'map', cause });
 }

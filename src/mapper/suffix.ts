@@ -82,5 +82,5 @@ function canonicalLabels(field: string, name: string, input: string): string[] {
 }
 
 function invalid(reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'config', `suffix: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `suffix: ${reason}`, { cause });
 }

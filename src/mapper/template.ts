@@ -26,7 +26,6 @@ export function template(url: string): Template {
   if (shape === null) {
     throw new KedgeError(
       'ERR_KEDGE_ROUTE',
-      'config',
       `regexp: \`url\` ${quote(url)} is not like https://\${group}.kedge.example.com:443`,
     );
   }
@@ -61,5 +60,5 @@ function checkHost(host: string): void {
 }
 
 function refuse(reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_ROUTE', 'map', `regexp: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_ROUTE', `regexp: ${reason}`, { stage: 'map', cause });
 }

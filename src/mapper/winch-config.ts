@@ -97,7 +97,7 @@ export function loadWinchConfig(options: WinchConfigOptions): WinchConfig {
     const wires = WIRES[route.protocol ?? 'ANY'];
     return { wires, path, mapper: ruleOf(route, path, wires, tokens, directs, warnings) };
   });
-  if (strict && warnings.length > 0) throw new KedgeError('ERR_KEDGE_ROUTE', 'config', warnings.join('; '));
+  if (strict && warnings.length > 0) throw new KedgeError('ERR_KEDGE_ROUTE', warnings.join('; '));
   return { mapper: firstRule(rules), routes: rules.length, tokenSources: sources, warnings };
 }
 

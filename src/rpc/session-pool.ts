@@ -133,7 +133,7 @@ export class SessionPool implements WirePool, SessionOwner {
   destroy(error: Error): void {
     this.stop();
     const context = { kedge: this.connector.name, cause: error };
-    const reason = isKedgeError(error) ? error : new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', 'ended', context);
+    const reason = isKedgeError(error) ? error : new KedgeError('ERR_KEDGE_CONNECTION', 'ended', context);
     for (const session of [...this.sessions]) session.destroy(reason);
     this.notify();
     this.drained?.();

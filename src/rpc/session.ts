@@ -230,7 +230,7 @@ export class Session {
     const fail = (code: 'ERR_KEDGE_CONNECT' | 'ERR_KEDGE_CONNECT_TIMEOUT', reason: string, cause?: Error) => {
       const { refusal } = connector;
       this.isUntold = refusal === undefined;
-      this.fail(refusal ?? new KedgeError(code, 'connect', reason, { kedge: connector.name, cause }));
+      this.fail(refusal ?? new KedgeError(code, reason, { kedge: connector.name, cause }));
       session.destroy();
       socket.destroy();
     };
@@ -289,7 +289,7 @@ export class Session {
 
   private freeze(timeoutMs: number): void {
     const reason = `nothing arrived within ${timeoutMs} ms of a PING: the connection is frozen`;
-    this.destroy(new KedgeError('ERR_KEDGE_CONNECTION', 'kedge', reason, { kedge: this.owner.connector.name }));
+    this.destroy(new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: this.owner.connector.name }));
   }
 
   private fail(error: KedgeError): void {

@@ -194,5 +194,5 @@ function snapshotOfSvid({ chain, key, bundle }: Svid): IdentitySnapshot {
 }
 
 function invalid(reason: string, cause?: unknown): KedgeError {
-  return new KedgeError('ERR_KEDGE_IDENTITY', 'config', `spiffeIdentity: ${reason}`, { cause });
+  return new KedgeError('ERR_KEDGE_IDENTITY', `spiffeIdentity: ${reason}`, { cause });
 }

@@ -1,57 +1,86 @@
-/**
- * What went wrong, stable across releases: branch on `error.code`, never on the message.
- *
- * | code | stage | meaning |
- * |---|---|---|
- * | `ERR_KEDGE_OPTIONS` | config | an option is unknown, has the wrong type or is out of range |
- * | `ERR_KEDGE_ROUTE` | config, map | a mapper or a route is invalid, or would break a security rule |
- * | `ERR_KEDGE_IDENTITY` | config | certificate, key or CA is missing, unreadable or does not fit together |
- * | `ERR_KEDGE_IDENTITY_EXPIRED` | tls, kedge | the client certificate is past its date: nothing was dialled, or the call's connection ended with it |
- * | `ERR_KEDGE_TARGET` | map | the target is not a valid, unambiguous `host[:port]` |
- * | `ERR_KEDGE_UNMAPPED` | map | no mapper knows the target and it may not go direct |
- * | `ERR_KEDGE_CLOSED` | map | the dialer is closed |
- * | `ERR_KEDGE_REQUEST` | request | a header, path or option of the call cannot be sent through a kedge |
- * | `ERR_KEDGE_TOKEN` | token | what a token source gave is not a token |
- * | `ERR_KEDGE_TOKEN_UNAVAILABLE` | token | a token source failed or did not answer in time; it may later |
- * | `ERR_KEDGE_DNS` | dns | the kedge's name does not resolve |
- * | `ERR_KEDGE_CONNECT` | connect | TCP to the kedge failed |
- * | `ERR_KEDGE_CONNECT_TIMEOUT` | connect | no TCP connection within `connect.timeoutMs` |
- * | `ERR_KEDGE_TLS` | tls | the TLS handshake failed |
- * | `ERR_KEDGE_TLS_TIMEOUT` | tls | no handshake within `connect.handshakeTimeoutMs` |
- * | `ERR_KEDGE_CERTIFICATE` | tls | the kedge's certificate was not accepted: wrong name, unknown CA, expired, not pinned |
- * | `ERR_KEDGE_CLIENT_CERTIFICATE` | tls | the kedge refused our client certificate |
- * | `ERR_KEDGE_CONNECTION` | kedge | the connection was lost while the call was under way |
- * | `ERR_KEDGE_TIMEOUT` | kedge | no answer within the call's headers or body timeout |
- * | `ERR_KEDGE_RESPONSE` | kedge | the answer breaks the protocol or a limit |
- * | `ERR_KEDGE_UNAUTHORIZED` | kedge | the kedge refused `proxyAuth`'s token, a fresh one too |
- * | `ERR_KEDGE_REPORTED` | kedge, backend | what the kedge says instead of the backend's answer ({@link kedgeErrorOf}) |
- */
-export type KedgeErrorCode =
-  | 'ERR_KEDGE_OPTIONS'
-  | 'ERR_KEDGE_ROUTE'
-  | 'ERR_KEDGE_IDENTITY'
-  | 'ERR_KEDGE_IDENTITY_EXPIRED'
-  | 'ERR_KEDGE_TARGET'
-  | 'ERR_KEDGE_UNMAPPED'
-  | 'ERR_KEDGE_CLOSED'
-  | 'ERR_KEDGE_REQUEST'
-  | 'ERR_KEDGE_TOKEN'
-  | 'ERR_KEDGE_TOKEN_UNAVAILABLE'
-  | 'ERR_KEDGE_DNS'
-  | 'ERR_KEDGE_CONNECT'
-  | 'ERR_KEDGE_CONNECT_TIMEOUT'
-  | 'ERR_KEDGE_TLS'
-  | 'ERR_KEDGE_TLS_TIMEOUT'
-  | 'ERR_KEDGE_CERTIFICATE'
-  | 'ERR_KEDGE_CLIENT_CERTIFICATE'
-  | 'ERR_KEDGE_CONNECTION'
-  | 'ERR_KEDGE_TIMEOUT'
-  | 'ERR_KEDGE_RESPONSE'
-  | 'ERR_KEDGE_UNAUTHORIZED'
-  | 'ERR_KEDGE_REPORTED';
+/** Of gRPC's statuses, whose numbers Connect shares. */
+const [INVALID_ARGUMENT, UNAVAILABLE, UNAUTHENTICATED] = [3, 14, 16];
 
-/** The step of a call's way that failed, in the order in which a call passes them; `config` is before any call. */
-export type KedgeStage = 'config' | 'map' | 'request' | 'token' | 'dns' | 'connect' | 'tls' | 'kedge' | 'backend';
+/** What is known of a code. */
+interface CodeFacts {
+  /** Where it may be found, in the order in which a call passes; the first counts where none is given. */
+  readonly stages: readonly string[];
+  /** The status of an RPC that fails with it. Default: `UNAVAILABLE`; `INVALID_ARGUMENT` where the caller is at fault. */
+  readonly rpc?: number | undefined;
+  /** As the README has it. */
+  readonly meaning: string;
+}
+
+/** All codes, in the order in which a call may meet them: types, stages, statuses and the README come from here. */
+export const CODES = {
+  ERR_KEDGE_OPTIONS: {
+    stages: ['config'],
+    rpc: INVALID_ARGUMENT,
+    meaning: 'an option is unknown, has the wrong type or is out of range',
+  },
+  ERR_KEDGE_ROUTE: {
+    stages: ['config', 'map'],
+    rpc: INVALID_ARGUMENT,
+    meaning: 'a mapper or a route is invalid, or would break a security rule',
+  },
+  ERR_KEDGE_IDENTITY: {
+    stages: ['config', 'tls'],
+    meaning: 'certificate, key or CA is missing, unreadable or does not fit together',
+  },
+  ERR_KEDGE_TARGET: {
+    stages: ['map'],
+    rpc: INVALID_ARGUMENT,
+    meaning: 'the target is not a valid, unambiguous `host[:port]`',
+  },
+  ERR_KEDGE_UNMAPPED: {
+    stages: ['map'],
+    rpc: INVALID_ARGUMENT,
+    meaning: 'no mapper knows the target, and it may not go direct',
+  },
+  ERR_KEDGE_CLOSED: { stages: ['map', 'kedge'], meaning: 'the dialer is closed, or was while the call was under way' },
+  ERR_KEDGE_REQUEST: {
+    stages: ['request'],
+    rpc: INVALID_ARGUMENT,
+    meaning: 'a header, path or option of the call cannot be sent through a kedge',
+  },
+  ERR_KEDGE_TOKEN: { stages: ['token'], rpc: UNAUTHENTICATED, meaning: 'what a token source gave is not a token' },
+  ERR_KEDGE_TOKEN_UNAVAILABLE: {
+    stages: ['token'],
+    meaning: 'a token source failed or did not answer in time; it may later',
+  },
+  ERR_KEDGE_DNS: { stages: ['dns'], meaning: "the kedge's name does not resolve" },
+  ERR_KEDGE_CONNECT: { stages: ['connect'], meaning: 'TCP to the kedge failed, or the kedge spoke no HTTP/2' },
+  ERR_KEDGE_CONNECT_TIMEOUT: {
+    stages: ['connect'],
+    meaning: 'no TCP connection within `connect.timeoutMs`, or no HTTP/2 within `connect.handshakeTimeoutMs`',
+  },
+  ERR_KEDGE_TLS: { stages: ['tls'], meaning: 'the TLS handshake failed' },
+  ERR_KEDGE_TLS_TIMEOUT: { stages: ['tls'], meaning: 'no handshake within `connect.handshakeTimeoutMs`' },
+  ERR_KEDGE_CERTIFICATE: {
+    stages: ['tls'],
+    meaning: "the kedge's certificate was not accepted: wrong name, unknown CA, expired, not pinned",
+  },
+  ERR_KEDGE_CLIENT_CERTIFICATE: { stages: ['tls'], meaning: 'the kedge refused our client certificate' },
+  ERR_KEDGE_IDENTITY_EXPIRED: {
+    stages: ['tls', 'kedge'],
+    rpc: UNAUTHENTICATED,
+    meaning: "the client certificate is past its date: nothing was dialled, or the call's connection ended with it",
+  },
+  ERR_KEDGE_CONNECTION: { stages: ['kedge'], meaning: 'the connection was lost while the call was under way' },
+  ERR_KEDGE_TIMEOUT: { stages: ['kedge'], meaning: "no answer within the call's headers or body timeout" },
+  ERR_KEDGE_RESPONSE: { stages: ['kedge'], meaning: 'the answer breaks the protocol or a limit' },
+  ERR_KEDGE_UNAUTHORIZED: { stages: ['kedge'], meaning: "the kedge refused `proxyAuth`'s token, a fresh one too" },
+  ERR_KEDGE_REPORTED: {
+    stages: ['kedge', 'backend'],
+    meaning: "what the kedge says instead of the backend's answer (`kedgeErrorOf()`)",
+  },
+} as const satisfies Readonly<Record<`ERR_KEDGE_${string}`, CodeFacts>>;
+
+/** What went wrong, stable across releases: branch on `error.code`, never on the message. The README explains each. */
+export type KedgeErrorCode = keyof typeof CODES;
+
+/** The step of a call's way that failed; `config` is before any call. */
+export type KedgeStage = (typeof CODES)[KedgeErrorCode]['stages'][number];
 
 /** Where an error happened. */
 export interface KedgeErrorContext {
@@ -59,6 +88,8 @@ export interface KedgeErrorContext {
   target?: string | undefined;
   /** The kedge that was dialled, as `host:port`. */
   kedge?: string | undefined;
+  /** Default: the only one that the code has, or the first. */
+  stage?: KedgeStage | undefined;
   cause?: unknown;
 }
 
@@ -75,24 +106,29 @@ export class KedgeError extends Error {
   readonly target: string | undefined;
   readonly kedge: string | undefined;
 
-  constructor(code: KedgeErrorCode, stage: KedgeStage, reason: string, context: KedgeErrorContext = {}) {
-    const where = [
-      context.target === undefined ? '' : `target ${context.target}: `,
-      context.kedge === undefined ? '' : `kedge ${context.kedge}: `,
-    ].join('');
-    super(`${where}${stage}: ${reason}`, context.cause === undefined ? undefined : { cause: context.cause });
+  constructor(code: KedgeErrorCode, reason: string, context: KedgeErrorContext = {}) {
+    const { target, kedge, cause, stage = CODES[code].stages[0] } = context;
+    const where = `${target === undefined ? '' : `target ${target}: `}${kedge === undefined ? '' : `kedge ${kedge}: `}`;
+    super(`${where}${stage}: ${reason}`, cause === undefined ? undefined : { cause });
     this.code = code;
     this.stage = stage;
     this.reason = reason;
-    this.target = context.target;
-    this.kedge = context.kedge;
+    this.target = target;
+    this.kedge = kedge;
   }
 
   /** The same failure as one call met it: connections are shared, so a failed dial belongs to many calls. */
   for(target: string): KedgeError {
     if (this.target !== undefined) return this;
-    return new KedgeError(this.code, this.stage, this.reason, { target, kedge: this.kedge, cause: this.cause });
+    const { code, reason, kedge, stage, cause } = this;
+    return new KedgeError(code, reason, { target, kedge, stage, cause });
   }
+}
+
+/** The status of gRPC, and of Connect, for an error before or outside the backend. */
+export function rpcStatusOf(code: KedgeErrorCode): number {
+  const { rpc = UNAVAILABLE }: CodeFacts = CODES[code];
+  return rpc!;
 }
 
 /** Whether `value` is a {@link KedgeError}, also one from another copy of this package. */
