@@ -1,8 +1,24 @@
-import { type AnyIdentity, isIdentity } from './identity/identity.ts';
+import { type AnyIdentity, identityReader } from './identity/identity.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { type ProxyAddress, proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
-import { KedgeError } from './support/errors.ts';
+import {
+  boolean,
+  check,
+  is,
+  isFunction,
+  isObject,
+  MAX_INT32,
+  ms,
+  object,
+  oneOf,
+  optional,
+  or,
+  section,
+  type Table,
+  whole,
+} from './support/shape.ts';
+import { emitWarning, warningListener } from './support/warnings.ts';
 
 /** Anything that dispatches like an undici `Dispatcher`, of any version from 6 on. */
 export interface DispatcherLike {
@@ -151,8 +167,64 @@ export interface ResolvedOptions {
 }
 
 const MIB = 1024 * 1024;
-/** The largest HTTP/2 window (RFC 9113 §6.9.1), and the longest timer that Node keeps. */
-const MAX_INT32 = 2 ** 31 - 1;
+const window = whole(65_535, MAX_INT32, 'bytes');
+
+const HTTP = {
+  protocol: or(oneOf('auto', 'h1', 'h2'), 'auto'),
+  connections: optional(whole(1, 10_000)),
+  maxConcurrentStreams: or(whole(1), 1000),
+  windowBytes: or(window, 8 * MIB),
+  keepAliveTimeoutMs: or(ms, 60_000),
+  pingIntervalMs: or(ms, 2_000),
+  requestId: or(boolean, true),
+  throwOnKedgeError: or(boolean, false),
+} satisfies Table<HttpOptions>;
+
+const GRPC = {
+  maxConnections: or(whole(1, 10_000), 8),
+  maxStreamsPerConnection: or(whole(1), 100),
+  windowBytes: or(window, 8 * MIB),
+  keepaliveTimeMs: or(ms, 30_000),
+  keepaliveTimeoutMs: or(ms, 10_000),
+} satisfies Table<GrpcOptions>;
+
+const CONNECT = {
+  timeoutMs: or(ms, 5_000),
+  handshakeTimeoutMs: or(ms, 5_000),
+  maxConnectionAgeMs: or(ms, Number.POSITIVE_INFINITY),
+  dnsTtlMs: optional(ms),
+  proxy: optional(proxyAddress),
+} satisfies Table<ConnectOptions>;
+
+const BREAKER = {
+  failures: or(whole(1), 1),
+  backoffMs: or(ms, 1_000),
+  maxBackoffMs: optional(ms),
+} satisfies Table<NonNullable<FailoverOptions['breaker']>>;
+
+const FAILOVER = {
+  attempts: or(whole(1), Number.POSITIVE_INFINITY),
+  statuses: or(is('a list of statuses from 400 to 599', isStatuses), []),
+  retryBudget: or(is('a number from 0 to 1', isShare), 0.2),
+  replayBytes: or(whole(0, MAX_INT32, 'bytes'), 65_536),
+  breaker: section(BREAKER),
+} satisfies Table<FailoverOptions>;
+
+const DIALER = object({
+  mapper: is('a function from target to route', (value): value is Mapper => isFunction(value)),
+  identity: optional(identityReader),
+  peer: or(peerPolicy, {}),
+  unmapped: or(oneOf('direct', 'reject'), 'direct'),
+  fallback: optional(is('an undici Dispatcher', isDispatcher)),
+  http: section(HTTP),
+  grpc: section(GRPC),
+  connect: section(CONNECT),
+  failover: section(FAILOVER),
+  maxTargets: or(whole(1, 10_000_000), 10_000),
+  maxKedges: or(whole(1, 100_000), 64),
+  drainTimeoutMs: or(ms, 30_000),
+  onWarning: or(warningListener, emitWarning),
+} satisfies Table<DialerOptions>);
 
 /**
  * Defaults and validation, without side effects.
@@ -160,151 +232,21 @@ const MAX_INT32 = 2 ** 31 - 1;
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`, naming the option
  */
 export function resolveOptions(options: DialerOptions): ResolvedOptions {
-  const top = new Section('', options);
-  const mapper = top.take('mapper', undefined, 'a function', (v): v is Mapper => typeof v === 'function');
-  if (mapper === undefined) throw top.invalid('mapper', 'is required: a function from target to route');
-  const identity = top.take('identity', undefined, 'an identity such as pem({ cert, key })', isIdentity);
-  const peer = peerPolicy(top.take('peer', {}, 'an object', isObject));
-  const unmapped = top.oneOf('unmapped', 'direct', ['direct', 'reject']);
-  const fallback = top.take('fallback', undefined, 'an undici Dispatcher', isDispatcher);
-  const maxTargets = top.integer('maxTargets', 10_000, 1, 10_000_000);
-  const maxKedges = top.integer('maxKedges', 64, 1, 100_000);
-  const drainTimeoutMs = top.integer('drainTimeoutMs', 30_000, 1);
-  const onWarning = top.take(
-    'onWarning',
-    emitWarning,
-    'a function',
-    (v): v is typeof emitWarning => typeof v === 'function',
-  );
-
-  const h = new Section('http.', top.take('http', {}, 'an object', isObject));
-  const connections = h.integer('connections', undefined, 1, 10_000);
-  const http = {
-    protocol: h.oneOf('protocol', 'auto', ['auto', 'h1', 'h2']),
-    h1Connections: connections ?? 64,
-    h2Connections: connections ?? 4,
-    maxConcurrentStreams: h.integer('maxConcurrentStreams', 1000, 1),
-    windowBytes: h.integer('windowBytes', 8 * MIB, 65_535),
-    keepAliveTimeoutMs: h.integer('keepAliveTimeoutMs', 60_000, 1),
-    pingIntervalMs: h.integer('pingIntervalMs', 2_000, 1),
-    requestId: h.take('requestId', true, 'a boolean', isBoolean),
-    throwOnKedgeError: h.take('throwOnKedgeError', false, 'a boolean', isBoolean),
-  };
-  h.end();
-
-  const g = new Section('grpc.', top.take('grpc', {}, 'an object', isObject));
-  const grpc = {
-    maxConnections: g.integer('maxConnections', 8, 1, 10_000),
-    maxStreamsPerConnection: g.integer('maxStreamsPerConnection', 100, 1),
-    windowBytes: g.integer('windowBytes', 8 * MIB, 65_535),
-    keepaliveTimeMs: g.integer('keepaliveTimeMs', 30_000, 1),
-    keepaliveTimeoutMs: g.integer('keepaliveTimeoutMs', 10_000, 1),
-  };
-  g.end();
-
-  const c = new Section('connect.', top.take('connect', {}, 'an object', isObject));
-  const proxy = c.take(
-    'proxy',
-    undefined,
-    'a URL',
-    (v): v is string | URL => typeof v === 'string' || v instanceof URL,
-  );
-  const connect = {
-    timeoutMs: c.integer('timeoutMs', 5_000, 1),
-    handshakeTimeoutMs: c.integer('handshakeTimeoutMs', 5_000, 1),
-    maxConnectionAgeMs: c.integer('maxConnectionAgeMs', undefined, 1) ?? Number.POSITIVE_INFINITY,
-    dnsTtlMs: c.integer('dnsTtlMs', undefined, 1),
-    proxy: proxy === undefined ? undefined : proxyAddress(proxy),
-  };
-  c.end();
-
-  const f = new Section('failover.', top.take('failover', {}, 'an object', isObject));
-  const b = new Section('failover.breaker.', f.take('breaker', {}, 'an object', isObject));
-  const backoffMs = b.integer('backoffMs', 1_000, 1);
-  const failover = {
-    attempts: f.integer('attempts', undefined, 1) ?? Number.POSITIVE_INFINITY,
-    statuses: new Set(f.take('statuses', [], 'a list of statuses from 400 to 599', isStatuses)),
-    retryBudget: f.take('retryBudget', 0.2, 'a number from 0 to 1', isShare),
-    replayBytes: f.integer('replayBytes', 65_536, 0),
-    breaker: {
-      failures: b.integer('failures', 1, 1),
-      backoffMs,
-      maxBackoffMs: b.integer('maxBackoffMs', Math.max(30_000, backoffMs), backoffMs),
+  const { http, failover, ...rest } = check('createDialer', DIALER, options);
+  const { connections, ...ownHttp } = http;
+  const { backoffMs } = failover.breaker;
+  const longest = or(whole(backoffMs, MAX_INT32, 'ms'), Math.max(30_000, backoffMs));
+  const path = 'failover.breaker.maxBackoffMs';
+  const maxBackoffMs = check('createDialer', longest, failover.breaker.maxBackoffMs, { path });
+  return {
+    ...rest,
+    http: { ...ownHttp, h1Connections: connections ?? 64, h2Connections: connections ?? 4 },
+    failover: {
+      ...failover,
+      statuses: new Set(failover.statuses),
+      breaker: { ...failover.breaker, maxBackoffMs },
     },
   };
-  b.end();
-  f.end();
-  top.end();
-  return {
-    mapper,
-    identity,
-    peer,
-    unmapped,
-    fallback,
-    http,
-    grpc,
-    connect,
-    failover,
-    maxTargets,
-    maxKedges,
-    drainTimeoutMs,
-    onWarning,
-  };
-}
-
-/** One level of the options; whatever was not taken by the end is a mistake. */
-class Section {
-  private readonly prefix: string;
-  private readonly values: Record<string, unknown>;
-  private readonly known = new Set<string>();
-
-  constructor(prefix: string, values: unknown) {
-    this.prefix = prefix;
-    if (!isObject(values)) throw new KedgeError('ERR_KEDGE_OPTIONS', 'createDialer() takes an object');
-    this.values = values as Record<string, unknown>;
-  }
-
-  take<T, D extends T | undefined>(
-    name: string,
-    fallback: D,
-    expected: string,
-    is: (value: unknown) => value is T,
-  ): T | D {
-    this.known.add(name);
-    const value = Object.hasOwn(this.values, name) ? this.values[name] : undefined;
-    if (value === undefined) return fallback;
-    if (!is(value)) throw this.invalid(name, `is ${expected}`);
-    return value;
-  }
-
-  integer<D extends number | undefined>(name: string, fallback: D, min: number, max = MAX_INT32): number | D {
-    const is = (value: unknown): value is number =>
-      Number.isInteger(value) && Number(value) >= min && Number(value) <= max;
-    return this.take(name, fallback, `a whole number from ${min} to ${max}`, is);
-  }
-
-  oneOf<T extends string>(name: string, fallback: T, choices: readonly T[]): T {
-    const is = (value: unknown): value is T => choices.includes(value as T);
-    return this.take(name, fallback, choices.map((choice) => `"${choice}"`).join(' or '), is);
-  }
-
-  end(): void {
-    const unknown = Object.keys(this.values).find((name) => !this.known.has(name));
-    if (unknown !== undefined)
-      throw this.invalid(unknown, `is not an option; there are: ${[...this.known].join(', ')}`);
-  }
-
-  invalid(name: string, reason: string): KedgeError {
-    return new KedgeError('ERR_KEDGE_OPTIONS', `\`${this.prefix}${name}\` ${reason}`);
-  }
-}
-
-function isObject(value: unknown): value is object {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-function isBoolean(value: unknown): value is boolean {
-  return typeof value === 'boolean';
 }
 
 function isStatuses(value: unknown): value is readonly number[] {
@@ -316,9 +258,5 @@ function isShare(value: unknown): value is number {
 }
 
 function isDispatcher(value: unknown): value is DispatcherLike {
-  return isObject(value) && typeof (value as Partial<DispatcherLike>).dispatch === 'function';
-}
-
-function emitWarning(warning: Error): void {
-  process.emitWarning(warning);
+  return isObject(value) && isFunction((value as Partial<DispatcherLike>).dispatch);
 }

@@ -1,8 +1,9 @@
-import { isTokenSource, type TokenSource } from './auth/token-source.ts';
-import { type AnyIdentity, isIdentity } from './identity/identity.ts';
+import { type TokenSource, tokenSourceReader } from './auth/token-source.ts';
+import { type AnyIdentity, identityReader } from './identity/identity.ts';
 import { type KedgeAddress, kedgeAddress } from './kedge/address.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { KedgeError, quote } from './support/errors.ts';
+import { boolean, check, object, optional, type Table } from './support/shape.ts';
 import { parseTarget } from './target.ts';
 
 /** How a target is reached. Built and checked by {@link route}. */
@@ -36,15 +37,17 @@ export interface RouteOptions {
 /** A kedge URL, or several in the order in which they are tried, with what belongs to them. */
 export type RouteInit = string | URL | (RouteOptions & { kedge: string | URL | readonly (string | URL)[] });
 
-const FIELDS = new Set([
-  'kedge',
-  'proxyAuth',
-  'backendAuth',
-  'overrideAuthorization',
-  'serverName',
-  'identity',
-  'peer',
-]);
+/** What every mapper takes that makes routes. */
+export const ROUTE_OPTIONS = {
+  proxyAuth: optional(tokenSourceReader),
+  backendAuth: optional(tokenSourceReader),
+  overrideAuthorization: optional(boolean),
+  serverName: optional(serverNameOf),
+  identity: optional(identityReader),
+  peer: optional(peerPolicy),
+} satisfies Table<RouteOptions>;
+
+const ROUTE = object({ ...ROUTE_OPTIONS, kedge: kedgeUrls }, 'a route is a kedge URL or { kedge, ... }');
 /** The addresses as they were checked: a `URL` can be changed by whoever holds it. */
 const checked = new WeakMap<object, readonly KedgeAddress[]>();
 
@@ -55,19 +58,9 @@ const checked = new WeakMap<object, readonly KedgeAddress[]>();
  * a connection that is not verified
  */
 export function route(init: RouteInit): Route {
-  const { kedge, ...options } = typeof init === 'string' || init instanceof URL ? { kedge: init } : fields(init);
-  const kedges = (Array.isArray(kedge) ? kedge : [kedge]).map(kedgeUrl);
-  if (kedges.length === 0) throw invalid('`kedge` is empty');
-  const { proxyAuth, backendAuth, overrideAuthorization, identity } = options;
-  for (const [name, source] of Object.entries({ proxyAuth, backendAuth })) {
-    if (source !== undefined && !isTokenSource(source)) throw invalid(`\`${name}\` is not a token source`);
-  }
-  if (overrideAuthorization !== undefined && typeof overrideAuthorization !== 'boolean') {
-    throw invalid('`overrideAuthorization` is a boolean');
-  }
-  if (identity !== undefined && !isIdentity(identity)) throw invalid('`identity` is not an identity');
-  const peer = options.peer === undefined ? undefined : peerPolicy(options.peer);
-  const serverName = options.serverName === undefined ? undefined : serverNameOf(options.serverName);
+  const given = typeof init === 'string' || init instanceof URL ? { kedge: init } : init;
+  const { kedge: kedges, ...options } = check('route', ROUTE, given, { code: 'ERR_KEDGE_ROUTE' });
+  const { proxyAuth, backendAuth, identity, peer, serverName } = options;
   const hasTokens = proxyAuth !== undefined || backendAuth !== undefined;
   const addresses = kedges.map((url) => kedgeAddress(url, serverName));
   for (const [i, address] of addresses.entries()) {
@@ -78,15 +71,7 @@ export function route(init: RouteInit): Route {
       throw invalid(`kedge ${address.name} is plain http: it cannot see the identity`);
   }
   if (hasTokens && peer?.dangerouslySkipVerification) throw invalid('tokens need a verified kedge');
-  const result: Route = Object.freeze({
-    kedges: Object.freeze(kedges),
-    proxyAuth,
-    backendAuth,
-    overrideAuthorization,
-    serverName,
-    identity,
-    peer,
-  });
+  const result: Route = Object.freeze({ kedges: Object.freeze(kedges), ...options });
   checked.set(result, Object.freeze(addresses));
   return result;
 }
@@ -96,11 +81,10 @@ export function addressesOf(value: unknown): readonly KedgeAddress[] | undefined
   return typeof value === 'object' && value !== null ? checked.get(value) : undefined;
 }
 
-function fields(init: Exclude<RouteInit, string | URL>): Exclude<RouteInit, string | URL> {
-  if (typeof init !== 'object' || init === null) throw invalid('a route is a kedge URL or { kedge, ... }');
-  const unknown = Object.keys(init).find((name) => !FIELDS.has(name));
-  if (unknown !== undefined) throw invalid(`no option \`${unknown}\``);
-  return init;
+function kedgeUrls(value: unknown): URL[] {
+  const kedges = (Array.isArray(value) ? value : [value]).map(kedgeUrl);
+  if (kedges.length === 0) throw invalid('`kedge` is empty');
+  return kedges;
 }
 
 function kedgeUrl(input: unknown): URL {

@@ -1,7 +1,8 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { debug } from '../support/debug.ts';
-import { KedgeError } from '../support/errors.ts';
+import type { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { callable, check, ms, object, optional, or, string, type Table } from '../support/shape.ts';
 import { TOKEN_DEADLINE_MS, type TokenSource, tokenError } from './token-source.ts';
 
 /** What a fetch gives. */
@@ -18,6 +19,13 @@ export interface CachedTokenOptions {
   /** How long one fetch may take, in ms. Default: 10 000. */
   deadlineMs?: number;
 }
+
+/** For all sources that are cached. */
+export const CACHE = {
+  name: optional(string),
+  deadlineMs: or(ms, TOKEN_DEADLINE_MS),
+} satisfies Table<CachedTokenOptions>;
+const OPTIONS = object(CACHE);
 
 /** The share of a token's life after which it is refreshed in the background, less up to {@link JITTER} of it. */
 const REFRESH_AT = 0.8;
@@ -57,10 +65,8 @@ export function cachedToken(
   fetchToken: (signal: AbortSignal) => Promise<FetchedToken>,
   options: CachedTokenOptions = {},
 ): TokenSource {
-  const { name = 'cached', deadlineMs = TOKEN_DEADLINE_MS } = options;
-  if (typeof fetchToken !== 'function') throw invalid('takes a function that gives { token, expiresAt? }');
-  if (typeof name !== 'string') throw invalid('`name` is a string');
-  if (!Number.isInteger(deadlineMs) || deadlineMs < 1) throw invalid('`deadlineMs` is a whole number of ms');
+  check('cachedToken', callable, fetchToken, { path: 'fetchToken' });
+  const { name = 'cached', deadlineMs } = check('cachedToken', OPTIONS, options);
   return new CachedToken(name, fetchToken, deadlineMs);
 }
 
@@ -204,8 +210,4 @@ class CachedToken implements TokenSource {
   private error(reason: string, cause?: unknown): KedgeError {
     return tokenError(this.name, reason, cause);
   }
-}
-
-function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', `cachedToken: ${reason}`);
 }

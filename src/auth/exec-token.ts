@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
-import { KedgeError } from '../support/errors.ts';
-import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
+import { check, is, object, optional, or, stringRecord, strings, type Table, text } from '../support/shape.ts';
+import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link execToken}. */
@@ -23,6 +23,19 @@ const API_VERSIONS = ['client.authentication.k8s.io/v1', 'client.authentication.
 const MAX_OUTPUT_BYTES = 1024 * 1024;
 const PATH = /^\{?((?:\.[\w-]+)+)\}?$/;
 
+const jsonPath = is(
+  'a path such as {.credential.access_token}',
+  (value): value is string => typeof value === 'string' && PATH.test(value),
+);
+const OPTIONS = object({
+  ...CACHE,
+  command: text('a program'),
+  args: or(strings, []),
+  env: or(stringRecord, {}),
+  tokenPath: optional(jsonPath),
+  expiryPath: optional(jsonPath),
+} satisfies Table<ExecTokenOptions>);
+
 /**
  * A token that a command prints: the exec credential plugins of client-go
  * (https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins), or a command
@@ -31,11 +44,17 @@ const PATH = /^\{?((?:\.[\w-]+)+)\}?$/;
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function execToken(options: ExecTokenOptions): TokenSource {
-  const { command, args = [], env = {}, tokenPath, expiryPath, ...cache } = options ?? {};
-  if (typeof command !== 'string' || command === '') throw invalid('`command` is a program');
-  const name = cache.name ?? command;
-  const token = tokenPath === undefined ? undefined : fieldsOf('tokenPath', tokenPath);
-  const expiry = expiryPath === undefined ? undefined : fieldsOf('expiryPath', expiryPath);
+  const {
+    command,
+    args,
+    env,
+    tokenPath,
+    expiryPath,
+    deadlineMs,
+    name = command,
+  } = check('execToken', OPTIONS, options);
+  const token = tokenPath === undefined ? undefined : fieldsOf(tokenPath);
+  const expiry = expiryPath === undefined ? undefined : fieldsOf(expiryPath);
   const info = { apiVersion: API_VERSIONS[0], kind: 'ExecCredential', spec: { interactive: false } };
   const fullEnv = { KUBERNETES_EXEC_INFO: JSON.stringify(info), ...env };
   const run = async (signal: AbortSignal): Promise<FetchedToken> => {
@@ -45,7 +64,7 @@ export function execToken(options: ExecTokenOptions): TokenSource {
     if (typeof value !== 'string') throw tokenError(name, `the command printed no ${tokenPath}`);
     return { token: value, expiresAt: dateOf(name, expiry && fieldAt(printed, expiry)) };
   };
-  return cachedToken(run, { ...cache, name });
+  return cachedToken(run, { name, deadlineMs });
 }
 
 function credential(name: string, printed: unknown): FetchedToken {
@@ -84,10 +103,8 @@ function output(
   });
 }
 
-function fieldsOf(option: string, path: string): string[] {
-  const fields = typeof path === 'string' ? PATH.exec(path)?.[1] : undefined;
-  if (fields === undefined) throw invalid(`\`${option}\` is a path such as {.credential.access_token}`);
-  return fields.slice(1).split('.');
+function fieldsOf(path: string): string[] {
+  return PATH.exec(path)![1]!.slice(1).split('.');
 }
 
 function fieldAt(value: unknown, fields: readonly string[]): unknown {
@@ -106,8 +123,4 @@ function dateOf(name: string, value: unknown): Date | undefined {
   const date = new Date(String(value));
   if (Number.isNaN(date.getTime())) throw tokenError(name, 'the expiry that the command printed is not a time');
   return date;
-}
-
-function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', `execToken: ${reason}`);
 }

@@ -1,7 +1,8 @@
 import { lookAt, readRegularFile } from '../read-file.ts';
 import { debug } from '../support/debug.ts';
-import { KedgeError } from '../support/errors.ts';
+import type { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { check, path as filePath, object, optional, string, type Table } from '../support/shape.ts';
 import { expiryOf } from './jwt.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 
@@ -10,6 +11,8 @@ export interface FileTokenOptions {
   /** How errors, logs and `explain()` call this source. Default: the path. */
   name?: string;
 }
+
+const OPTIONS = object({ name: optional(string) } satisfies Table<FileTokenOptions>);
 
 /** How often a call looks whether the file has changed, in ms. */
 const LOOK_MS = 1000;
@@ -22,8 +25,9 @@ const LOOK_MS = 1000;
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function fileToken(path: string, options: FileTokenOptions = {}): TokenSource {
-  if (typeof path !== 'string' || path === '') throw new KedgeError('ERR_KEDGE_OPTIONS', 'fileToken: takes a path');
-  return new FileToken(path, options.name ?? path);
+  check('fileToken', filePath, path, { path: 'path' });
+  const { name = path } = check('fileToken', OPTIONS, options);
+  return new FileToken(path, name);
 }
 
 class FileToken implements TokenSource {

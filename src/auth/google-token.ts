@@ -1,6 +1,6 @@
 import { readRegularFile } from '../read-file.ts';
-import { KedgeError } from '../support/errors.ts';
-import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
+import { check, object, optional, or, path, strings, type Table, text, url } from '../support/shape.ts';
+import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
@@ -29,6 +29,15 @@ interface Key {
 const GRANT = 'urn:ietf:params:oauth:grant-type:jwt-bearer';
 const ASSERTION_LIFE = '5m';
 
+const OPTIONS = object({
+  ...CACHE,
+  keyFile: path,
+  audience: text('whom the token is for'),
+  tokenUrl: optional(url),
+  issuer: optional(url),
+  scopes: or(strings, []),
+} satisfies Table<GoogleServiceAccountTokenOptions>);
+
 /**
  * An id token of a Google service account: an assertion signed with its key, exchanged at the token endpoint (RFC 7523
  * §2.1, https://developers.google.com/identity/protocols/oauth2/service-account). Needs the optional peer `jose`. The key
@@ -37,12 +46,8 @@ const ASSERTION_LIFE = '5m';
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function googleServiceAccountToken(options: GoogleServiceAccountTokenOptions): TokenSource {
-  const { keyFile, audience, tokenUrl, issuer, scopes = [], ...cache } = options ?? {};
-  for (const [option, value] of Object.entries({ keyFile, audience })) {
-    if (typeof value !== 'string' || value === '')
-      throw new KedgeError('ERR_KEDGE_OPTIONS', `googleServiceAccountToken: \`${option}\` is required`);
-  }
-  const name = cache.name ?? 'google';
+  const given = check('googleServiceAccountToken', OPTIONS, options);
+  const { keyFile, audience, tokenUrl, issuer, scopes, deadlineMs, name = 'google' } = given;
   const fetchToken = async (signal: AbortSignal): Promise<FetchedToken> => {
     const key = readKey(name, keyFile);
     const discovered = issuer === undefined ? undefined : await tokenEndpoint(name, issuer, signal);
@@ -55,7 +60,7 @@ export function googleServiceAccountToken(options: GoogleServiceAccountTokenOpti
     const code = /^[a-z_]{1,40}$/.exec(String(answer?.['error'] ?? ''))?.[0] ?? 'no id token';
     throw tokenError(name, `the token endpoint answered ${response.status}: ${code}`);
   };
-  return cachedToken(fetchToken, { ...cache, name });
+  return cachedToken(fetchToken, { name, deadlineMs });
 }
 
 /** OpenID Connect Discovery 1.0 §4. */

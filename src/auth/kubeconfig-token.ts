@@ -2,7 +2,8 @@ import { homedir } from 'node:os';
 import { delimiter, dirname, join, resolve } from 'node:path';
 import { readRegularFile } from '../read-file.ts';
 import { debug } from '../support/debug.ts';
-import { type CachedTokenOptions, cachedToken } from './cached-token.ts';
+import { check, path as filePath, object, optional, type Table, text } from '../support/shape.ts';
+import { CACHE, type CachedTokenOptions, cachedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
@@ -15,16 +16,24 @@ export interface KubeconfigTokenOptions extends CachedTokenOptions {
   user?: string;
 }
 
+const OPTIONS = object({
+  ...CACHE,
+  path: optional(filePath),
+  user: optional(text('the name of a user in the file')),
+} satisfies Table<KubeconfigTokenOptions>);
+
 /** How long a token counts that does not say when it expires, in ms. */
 const DEFAULT_LIFE_MS = 60_000;
 
 /**
  * The bearer token of a user in a kubeconfig: `tokenFile`, `token`, `exec` or an auth provider such as `oidc`, by way of
  * the optional peer `@kubernetes/client-node`. The files are read again with each refresh.
+ *
+ * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSource {
-  const { path, user, ...cache } = options;
-  const name = cache.name ?? `kubeconfig${user === undefined ? '' : ` ${user}`}`;
+  const { path, user, deadlineMs, ...given } = check('kubeconfigToken', OPTIONS, options);
+  const name = given.name ?? `kubeconfig${user === undefined ? '' : ` ${user}`}`;
   const fetchToken = async () => {
     const client = await loadPeer(name, '@kubernetes/client-node', () => import('@kubernetes/client-node'));
     const { KubeConfig, loadYaml } = client;
@@ -53,7 +62,7 @@ export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSour
     if (token === undefined) throw tokenError(name, 'the user of the kubeconfig has no bearer token');
     return { token, expiresAt: lifeOf(token) };
   };
-  return cachedToken(fetchToken, { ...cache, name });
+  return cachedToken(fetchToken, { name, deadlineMs });
 }
 
 function lifeOf(token: string): Date {

@@ -1,6 +1,20 @@
 import type * as oidc from 'openid-client';
-import { KedgeError } from '../support/errors.ts';
-import { type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
+import {
+  callable,
+  check,
+  is,
+  object,
+  oneOf,
+  optional,
+  path,
+  string,
+  stringRecord,
+  strings,
+  type Table,
+  text,
+  url,
+} from '../support/shape.ts';
+import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';
 import { readRefreshToken, writeRefreshToken } from './refresh-cache.ts';
@@ -41,10 +55,23 @@ export interface OidcTokenOptions extends CachedTokenOptions {
 
 /** How long somebody may take to log in, in ms. */
 const LOGIN_MS = 5 * 60_000;
-const GRANTS = ['client_credentials', 'refresh_token'];
-const USES = ['id_token', 'access_token', undefined];
 /** Hosts that plain http is good enough for. */
 const LOCAL = /^(?:localhost|127(?:\.\d+){3}|\[::1\])$/;
+
+const OPTIONS = object({
+  ...CACHE,
+  issuer: is('an https: URL of a provider', isIssuer),
+  clientId: text("the client's name at the provider"),
+  clientSecret: optional(string),
+  scopes: optional(strings),
+  grant: optional(oneOf('client_credentials', 'refresh_token')),
+  refreshToken: optional(string),
+  cacheFile: optional(path),
+  login: optional(callable),
+  redirectUri: optional(url),
+  use: optional(oneOf('id_token', 'access_token')),
+  parameters: optional(stringRecord),
+} satisfies Table<OidcTokenOptions>);
 
 /**
  * A token of an OpenID Connect provider, by way of the optional peer `openid-client`. Rotated refresh tokens are kept; one
@@ -53,11 +80,10 @@ const LOCAL = /^(?:localhost|127(?:\.\d+){3}|\[::1\])$/;
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function oidcToken(options: OidcTokenOptions): TokenSource {
-  check(options);
-  const name = options.name ?? `oidc ${options.clientId}`;
+  const { clientId, deadlineMs, login, redirectUri, name = `oidc ${clientId}` } = check('oidcToken', OPTIONS, options);
+  if (login !== undefined) check('oidcToken', url, redirectUri, { path: 'redirectUri' });
   const client = new OidcClient(name, options);
-  const cache = options.deadlineMs === undefined ? { name } : { name, deadlineMs: options.deadlineMs };
-  return cachedToken((signal) => client.fetch(signal), cache);
+  return cachedToken((signal) => client.fetch(signal), { name, deadlineMs });
 }
 
 class OidcClient {
@@ -232,18 +258,7 @@ function reasonOf(error: unknown): string {
   return code === undefined ? 'the provider gave no token' : `the provider answered ${code}`;
 }
 
-function check(options: OidcTokenOptions): void {
-  const { issuer, clientId, grant = 'client_credentials', login, redirectUri, use } = options ?? {};
-  const url = typeof issuer === 'string' ? URL.parse(issuer) : null;
-  if (url === null) throw invalid('`issuer` is the URL of a provider');
-  if (url.protocol !== 'https:' && !(url.protocol === 'http:' && LOCAL.test(url.hostname)))
-    throw invalid('`issuer` is an https: URL');
-  if (typeof clientId !== 'string' || clientId === '') throw invalid('`clientId` is required');
-  if (!GRANTS.includes(grant)) throw invalid(`\`grant\` is ${GRANTS.join(' or ')}`);
-  if (!USES.includes(use)) throw invalid('`use` is id_token or access_token');
-  if (login !== undefined && typeof redirectUri !== 'string') throw invalid('`login` needs a `redirectUri`');
-}
-
-function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', `oidcToken: ${reason}`);
+function isIssuer(value: unknown): value is string {
+  const issuer = typeof value === 'string' ? URL.parse(value) : null;
+  return issuer?.protocol === 'https:' || (issuer?.protocol === 'http:' && LOCAL.test(issuer.hostname));
 }

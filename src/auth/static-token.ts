@@ -1,4 +1,5 @@
 import { hide } from '../support/redact.ts';
+import { check, object, or, string, type Table } from '../support/shape.ts';
 import { Bearer } from './bearer.ts';
 import type { TokenSource } from './token-source.ts';
 
@@ -8,17 +9,17 @@ export interface StaticTokenOptions {
   name?: string;
 }
 
+const OPTIONS = object({ name: or(string, 'static') } satisfies Table<StaticTokenOptions>);
+
 /**
  * A token that never changes, such as the one behind the original's `--unsafe_bearer_token_proxy_auth`.
  *
- * @throws {@link KedgeError} `ERR_KEDGE_TOKEN` when it is not 1 to 16384 visible ASCII characters without spaces
+ * @throws {@link KedgeError} `ERR_KEDGE_TOKEN` when it is not 1 to 16384 visible ASCII characters without spaces,
+ * `ERR_KEDGE_OPTIONS`
  */
 export function staticToken(token: string, options: StaticTokenOptions = {}): TokenSource {
-  const source: TokenSource = {
-    name: options.name ?? 'static',
-    peek: () => token,
-    token: () => Promise.resolve(token),
-  };
+  const { name } = check('staticToken', OPTIONS, options);
+  const source: TokenSource = { name, peek: () => token, token: () => Promise.resolve(token) };
   hide(source, `TokenSource(${source.name})`);
   new Bearer(source).peek();
   return Object.freeze(source);

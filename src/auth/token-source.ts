@@ -1,4 +1,5 @@
 import { codeOf, isKedgeError, KedgeError } from '../support/errors.ts';
+import { is } from '../support/shape.ts';
 
 /**
  * Gives bearer tokens. {@link TokenSource.peek} is the fast path: while it answers, a call is dispatched in the tick
@@ -18,8 +19,10 @@ export interface TokenSource {
 /** How long a call waits for a token source, in ms; the original's `--server_auth_timeout` has the same default. */
 export const TOKEN_DEADLINE_MS = 10_000;
 
+export const tokenSourceReader = is('a token source such as fileToken(path)', isTokenSource);
+
 /** Whether `value` can be used as a {@link TokenSource}. */
-export function isTokenSource(value: unknown): value is TokenSource {
+function isTokenSource(value: unknown): value is TokenSource {
   if (typeof value !== 'object' || value === null) return false;
   const { name, peek, token } = value as Partial<Record<keyof TokenSource, unknown>>;
   return typeof name === 'string' && typeof peek === 'function' && typeof token === 'function';

@@ -1,3 +1,5 @@
+import { is } from '../support/shape.ts';
+
 /**
  * A client certificate that may change while calls flow. One identity may serve several dialers; an implementation that
  * watches something stops with its last subscriber.
@@ -48,8 +50,10 @@ export type AnySnapshot = IdentitySnapshot | TrustSnapshot;
 /** What a dialer takes: an {@link Identity} with a certificate, or one that only says whom to trust. */
 export type AnyIdentity = Identity<AnySnapshot>;
 
+export const identityReader = is('an identity such as pem({ cert, key })', isIdentity);
+
 /** Whether `value` can be used as an {@link Identity}. */
-export function isIdentity(value: unknown): value is AnyIdentity {
+function isIdentity(value: unknown): value is AnyIdentity {
   if (typeof value !== 'object' || value === null) return false;
   const { current, subscribe } = value as Partial<Record<keyof AnyIdentity, unknown>>;
   return typeof current === 'function' && typeof subscribe === 'function';

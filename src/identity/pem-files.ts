@@ -1,4 +1,5 @@
-import { KedgeError } from '../support/errors.ts';
+import { check, object, optional, or, path, string, type Table } from '../support/shape.ts';
+import { emitWarning, warningListener } from '../support/warnings.ts';
 import { FilesIdentity } from './files.ts';
 import type { AnyIdentity, AnySnapshot, Identity, TrustSnapshot } from './identity.ts';
 import { snapshotOf, trustOf } from './snapshot.ts';
@@ -27,6 +28,15 @@ export interface TrustFilesInit extends IdentityFilesOptions {
   key?: undefined;
 }
 
+/** For {@link pkcs12File} as well. */
+export const FILES = {
+  ca: optional(path),
+  passphrase: optional(string),
+  onWarning: or(warningListener, emitWarning),
+} satisfies Table<IdentityFilesOptions>;
+const PEM_FILES = object({ ...FILES, cert: path, key: path } satisfies Table<PemFilesInit>);
+const TRUST_FILES = object({ ...FILES, ca: path, cert: optional(path), key: optional(path) });
+
 /**
  * A client certificate in PEM files that may change at any time, as cert-manager, spiffe-helper, Vault and Kubernetes
  * write them: new connections carry the new certificate within a second, and calls under way finish on the old one. Key
@@ -40,7 +50,9 @@ export function pemFiles(init: TrustFilesInit): Identity<TrustSnapshot>;
 export function pemFiles(init: PemFilesInit | TrustFilesInit): AnyIdentity {
   const { cert, key } = init ?? {};
   const trusts = cert === undefined && key === undefined && init?.ca !== undefined;
-  const { ca, passphrase, onWarning } = checkPaths('pemFiles', init, trusts ? ['ca'] : ['cert', 'key']);
+  const context = { code: 'ERR_KEDGE_IDENTITY' } as const;
+  const files = trusts ? check('pemFiles', TRUST_FILES, init, context) : check('pemFiles', PEM_FILES, init, context);
+  const { ca, passphrase, onWarning } = files;
   if (trusts) return new FilesIdentity({ paths: { ca }, snapshot: (read) => trustOf(read.ca!), onWarning });
   return new FilesIdentity<'cert' | 'key' | 'ca', AnySnapshot>({
     paths: { cert, key, ca },
@@ -53,28 +65,4 @@ export function pemFiles(init: PemFilesInit | TrustFilesInit): AnyIdentity {
       }),
     onWarning,
   });
-}
-
-const COMMON = ['ca', 'passphrase', 'onWarning'];
-
-/** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` */
-export function checkPaths<T extends IdentityFilesOptions>(
-  called: string,
-  init: T,
-  required: readonly string[],
-): T & { onWarning: (warning: Error) => void } {
-  const invalid = (reason: string) => new KedgeError('ERR_KEDGE_IDENTITY', `${called}() ${reason}`);
-  if (typeof init !== 'object' || init === null) throw invalid(`takes { ${[...required, 'ca?'].join(', ')} }`);
-  const values = init as Record<string, unknown>;
-  const unknown = Object.keys(init).find(
-    (name) => values[name] !== undefined && !required.includes(name) && !COMMON.includes(name),
-  );
-  if (unknown !== undefined) throw invalid(`has no option \`${unknown}\``);
-  for (const name of [...required, 'ca']) {
-    if (name === 'ca' && values[name] === undefined) continue;
-    if (typeof values[name] !== 'string' || values[name] === '') throw invalid(`needs \`${name}\`: the path of a file`);
-  }
-  if (init.passphrase !== undefined && typeof init.passphrase !== 'string') throw invalid('`passphrase` is a string');
-  if (init.onWarning !== undefined && typeof init.onWarning !== 'function') throw invalid('`onWarning` is a function');
-  return { ...init, onWarning: init.onWarning ?? ((warning: Error) => process.emitWarning(warning)) };
 }

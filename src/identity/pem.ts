@@ -1,8 +1,15 @@
-import { KedgeError } from '../support/errors.ts';
+import { check, object, optional, string, type Table } from '../support/shape.ts';
 import type { AnyIdentity, Identity, TrustSnapshot } from './identity.ts';
-import { type PemInit, snapshotOf, type TrustInit, trustOf } from './snapshot.ts';
+import { type PemInit, pemText, snapshotOf, type TrustInit, trustOf } from './snapshot.ts';
 
-const FIELDS = new Set(['cert', 'key', 'ca', 'passphrase']);
+const TAKES = 'takes { cert, key, ca?, passphrase? }, or { ca } alone';
+const PEM = {
+  cert: pemText,
+  key: pemText,
+  ca: optional(pemText),
+  passphrase: optional(string),
+} satisfies Table<PemInit>;
+const [CERTIFICATE, TRUST] = [object(PEM, TAKES), object({ ...PEM, cert: optional(pemText), key: optional(pemText) })];
 
 /**
  * A client certificate that stays the same, given as PEM text; or CAs alone, where kedges are called without one.
@@ -12,15 +19,11 @@ const FIELDS = new Set(['cert', 'key', 'ca', 'passphrase']);
 export function pem(init: PemInit): Identity;
 export function pem(init: TrustInit): Identity<TrustSnapshot>;
 export function pem(init: PemInit | TrustInit): AnyIdentity {
-  if (typeof init !== 'object' || init === null) {
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'pem() takes { cert, key, ca?, passphrase? }, or { ca } alone');
-  }
-  const unknown = Object.keys(init).find((name) => !FIELDS.has(name));
-  if (unknown !== undefined) throw new KedgeError('ERR_KEDGE_IDENTITY', `pem() has no option \`${unknown}\``);
+  check('pem', onlyTrusts(init) ? TRUST : CERTIFICATE, init, { code: 'ERR_KEDGE_IDENTITY' });
   const snapshot = onlyTrusts(init) ? trustOf(init.ca) : snapshotOf(init);
   return Object.freeze({ current: () => snapshot, subscribe: () => () => {} });
 }
 
 function onlyTrusts(init: PemInit | TrustInit): init is TrustInit {
-  return init.ca !== undefined && [init.cert, init.key, init.passphrase].every((part) => part === undefined);
+  return init?.ca !== undefined && [init.cert, init.key, init.passphrase].every((part) => part === undefined);
 }

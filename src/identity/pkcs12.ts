@@ -1,10 +1,15 @@
-import { KedgeError } from '../support/errors.ts';
+import { check, is, object, optional, path, string, type Table } from '../support/shape.ts';
 import { FilesIdentity } from './files.ts';
 import type { Identity, IdentitySnapshot } from './identity.ts';
-import { checkPaths, type IdentityFilesOptions } from './pem-files.ts';
-import { type Pkcs12Init, snapshotOfPkcs12 } from './snapshot.ts';
+import { FILES, type IdentityFilesOptions } from './pem-files.ts';
+import { type Pkcs12Init, pemText, snapshotOfPkcs12 } from './snapshot.ts';
 
-const FIELDS = ['pfx', 'ca', 'passphrase'];
+const PKCS12 = object({
+  pfx: is('a PKCS#12 container as a Buffer', (value) => value instanceof Uint8Array),
+  passphrase: optional(string),
+  ca: optional(pemText),
+} satisfies Table<Pkcs12Init>);
+const PKCS12_FILE = object({ ...FILES, pfx: path } satisfies Table<Pkcs12FileInit>);
 
 /**
  * A client certificate that stays the same, in a PKCS#12 container.
@@ -12,11 +17,7 @@ const FIELDS = ['pfx', 'ca', 'passphrase'];
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` when it cannot be opened
  */
 export function pkcs12(init: Pkcs12Init): Identity {
-  if (typeof init !== 'object' || init === null) {
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'pkcs12() takes { pfx, passphrase?, ca? }');
-  }
-  const unknown = Object.keys(init).find((name) => !FIELDS.includes(name));
-  if (unknown !== undefined) throw new KedgeError('ERR_KEDGE_IDENTITY', `pkcs12() has no option \`${unknown}\``);
+  check('pkcs12', PKCS12, init, { code: 'ERR_KEDGE_IDENTITY' });
   const snapshot = snapshotOfPkcs12(init);
   return Object.freeze({ current: () => snapshot, subscribe: () => () => {} });
 }
@@ -33,7 +34,7 @@ export interface Pkcs12FileInit extends IdentityFilesOptions {
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY`
  */
 export function pkcs12File(init: Pkcs12FileInit): Identity {
-  const { pfx, ca, passphrase, onWarning } = checkPaths('pkcs12File', init, ['pfx']);
+  const { pfx, ca, passphrase, onWarning } = check('pkcs12File', PKCS12_FILE, init, { code: 'ERR_KEDGE_IDENTITY' });
   return new FilesIdentity<'pfx' | 'ca', IdentitySnapshot>({
     paths: { pfx, ca },
     snapshot: (read) =>

@@ -4,6 +4,7 @@ import { Duplex } from 'node:stream';
 import tls from 'node:tls';
 import { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { is } from '../support/shape.ts';
 import type { AnySnapshot, IdentitySnapshot, TrustSnapshot } from './identity.ts';
 
 /** A certificate and key as PEM text. */
@@ -26,6 +27,11 @@ export interface TrustInit {
   key?: undefined;
   passphrase?: undefined;
 }
+
+export const pemText = is(
+  'PEM text as a string or Buffer',
+  (value): value is string | Buffer => typeof value === 'string' || value instanceof Uint8Array,
+);
 
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
 
@@ -67,7 +73,6 @@ export function trustOf(ca: string | Buffer): TrustSnapshot {
 
 /** The same for PKCS#12. */
 export function snapshotOfPkcs12({ pfx, passphrase, ca }: Pkcs12Init): IdentitySnapshot {
-  if (!(pfx instanceof Uint8Array)) throw invalid('`pfx` is required: a PKCS#12 container as a Buffer');
   if (ca !== undefined) certificates('ca', ca);
   let leaf: X509Certificate | undefined;
   try {
@@ -100,8 +105,8 @@ function sealed(leaf: X509Certificate, secrets: Partial<IdentitySnapshot>): Iden
   return Object.freeze(Object.defineProperties(facts, Object.fromEntries(hidden)));
 }
 
-function certificates(field: 'cert' | 'ca', pem: unknown): X509Certificate[] {
-  const blocks = text(field, pem).match(CERTIFICATE);
+function certificates(field: 'cert' | 'ca', pem: string | Buffer): X509Certificate[] {
+  const blocks = text(pem).match(CERTIFICATE);
   if (blocks === null) throw invalid(`\`${field}\` holds no PEM certificate`);
   return blocks.map((block) => {
     try {
@@ -113,8 +118,7 @@ function certificates(field: 'cert' | 'ca', pem: unknown): X509Certificate[] {
 }
 
 function privateKey({ key, passphrase }: PemInit): KeyObject {
-  const pem = text('key', key);
-  if (passphrase !== undefined && typeof passphrase !== 'string') throw invalid('`passphrase` is a string');
+  const pem = text(key);
   try {
     return createPrivateKey(passphrase === undefined ? pem : { key: pem, passphrase });
   } catch (cause) {
@@ -122,10 +126,8 @@ function privateKey({ key, passphrase }: PemInit): KeyObject {
   }
 }
 
-function text(field: string, pem: unknown): string {
-  if (typeof pem === 'string') return pem;
-  if (pem instanceof Uint8Array) return Buffer.from(pem).toString('latin1');
-  throw invalid(`\`${field}\` is required: PEM text as a string or Buffer`);
+function text(pem: string | Buffer): string {
+  return typeof pem === 'string' ? pem : Buffer.from(pem).toString('latin1');
 }
 
 function invalid(reason: string, cause?: unknown): KedgeError {

@@ -1,6 +1,6 @@
 import { createHash, X509Certificate } from 'node:crypto';
 import { checkServerIdentity, type PeerCertificate } from 'node:tls';
-import { KedgeError } from '../support/errors.ts';
+import { boolean, invalid, is, object, oneOf, optional, type Place, type Table } from '../support/shape.ts';
 
 /** What a kedge has to prove beyond a certificate for its name from a trusted CA. */
 export interface PeerPolicy {
@@ -14,34 +14,33 @@ export interface PeerPolicy {
   dangerouslySkipVerification?: boolean;
 }
 
-const FIELDS = new Set(['spiffeId', 'spkiPins', 'minVersion', 'dangerouslySkipVerification']);
 const PIN = /^[A-Za-z0-9+/]{43}=$/;
 const SPIFFE_ID = /^spiffe:\/\/[a-z0-9._-]{1,255}(?:\/[A-Za-z0-9._-]+)*$/;
+
+const POLICY = object({
+  spiffeId: optional(
+    is('a SPIFFE ID such as spiffe://example.com/kedge', (value): value is string => isMatch(SPIFFE_ID, value)),
+  ),
+  spkiPins: optional(is('a list of base64 SHA-256 hashes', isPins)),
+  minVersion: optional(oneOf('TLSv1.2', 'TLSv1.3')),
+  dangerouslySkipVerification: optional(boolean),
+} satisfies Table<PeerPolicy>);
 
 /**
  * Checks a policy and freezes a copy of it.
  *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
-export function peerPolicy(init: PeerPolicy): PeerPolicy {
-  if (typeof init !== 'object' || init === null) throw invalid('`peer` is an object');
-  const unknown = Object.keys(init).find((name) => !FIELDS.has(name));
-  if (unknown !== undefined) throw invalid(`\`peer\` has no option \`${unknown}\``);
-  const { spiffeId, spkiPins, minVersion, dangerouslySkipVerification: skip } = init;
-  if (spiffeId !== undefined && !SPIFFE_ID.test(spiffeId)) throw invalid('`peer.spiffeId` is not a SPIFFE ID');
-  if (spkiPins !== undefined) {
-    if (!Array.isArray(spkiPins) || spkiPins.length === 0 || !spkiPins.every((pin) => PIN.test(pin))) {
-      throw invalid('`peer.spkiPins` is a list of base64 SHA-256 hashes');
-    }
-  }
-  if (minVersion !== undefined && minVersion !== 'TLSv1.2' && minVersion !== 'TLSv1.3') {
-    throw invalid('`peer.minVersion` is "TLSv1.2" or "TLSv1.3"');
-  }
-  if (skip !== undefined && typeof skip !== 'boolean') throw invalid('`peer.dangerouslySkipVerification` is a boolean');
+export function peerPolicy(value: unknown, at: Place): PeerPolicy {
+  const place = { ...at, code: 'ERR_KEDGE_OPTIONS' } as const;
+  const { spiffeId, spkiPins, dangerouslySkipVerification: skip } = POLICY(value, place);
   if (skip === true && (spiffeId !== undefined || spkiPins !== undefined)) {
-    throw invalid('`peer.dangerouslySkipVerification` contradicts `spiffeId` and `spkiPins`');
+    throw invalid(place, 'contradicts itself: `dangerouslySkipVerification` beside `spiffeId` or `spkiPins`');
   }
-  return Object.freeze({ ...init, ...(spkiPins === undefined ? {} : { spkiPins: Object.freeze([...spkiPins]) }) });
+  return Object.freeze({
+    ...(value as PeerPolicy),
+    ...(spkiPins === undefined ? {} : { spkiPins: Object.freeze([...spkiPins]) }),
+  });
 }
 
 /** Equal for policies that ask for the same: connections to a kedge are shared by what it has to prove. */
@@ -75,6 +74,10 @@ function spkiPin(certificate: PeerCertificate): string {
     .digest('base64');
 }
 
-function invalid(reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_OPTIONS', reason);
+function isPins(value: unknown): value is readonly string[] {
+  return Array.isArray(value) && value.length > 0 && value.every((pin) => isMatch(PIN, pin));
+}
+
+function isMatch(pattern: RegExp, value: unknown): value is string {
+  return typeof value === 'string' && pattern.test(value);
 }

@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net';
-import { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { invalid, type Place } from '../support/shape.ts';
 
 /** An HTTP proxy on the way to the kedges. */
 export interface ProxyAddress {
@@ -16,13 +16,13 @@ export interface ProxyAddress {
 const MAX_ANSWER_BYTES = 16 * 1024;
 
 /** @throws {@link KedgeError} `ERR_KEDGE_OPTIONS` */
-export function proxyAddress(input: string | URL): ProxyAddress {
-  const url = typeof input === 'string' ? URL.parse(input) : input;
+export function proxyAddress(value: unknown, place: Place): ProxyAddress {
+  const url = typeof value === 'string' ? URL.parse(value) : value;
   if (!(url instanceof URL) || url.protocol !== 'http:' || url.hostname === '')
-    throw new KedgeError('ERR_KEDGE_OPTIONS', '`connect.proxy` is a URL such as http://proxy.example.com:3128');
+    throw invalid(place, 'is a URL such as http://proxy.example.com:3128');
   const { hostname, username, password } = url;
   const port = url.port === '' ? 80 : Number(url.port);
-  const user = `${decoded(username)}:${decoded(password)}`;
+  const user = `${decoded(username, place)}:${decoded(password, place)}`;
   const address = {
     hostname: hostname.replace(/^\[|\]$/g, ''),
     port,
@@ -33,12 +33,11 @@ export function proxyAddress(input: string | URL): ProxyAddress {
   return Object.freeze(address);
 }
 
-function decoded(text: string): string {
+function decoded(text: string, place: Place): string {
   try {
     return decodeURIComponent(text);
   } catch {
-    const reason = 'the user or the password in `connect.proxy` has a `%` that is not an escape: write it as %25';
-    throw new KedgeError('ERR_KEDGE_OPTIONS', reason);
+    throw invalid(place, 'has a `%` in its user or password that is not an escape: write it as %25');
   }
 }
 

@@ -365,9 +365,9 @@ describe('createDialer', () => {
     [undefined, /takes an object/],
     [{}, /`mapper` is required/],
     [{ mapper: {} }, /`mapper` is a function/],
-    [{ mapper, maper: 1 }, /`maper` is not an option/],
+    [{ mapper, maper: 1 }, /unknown option `maper`; did you mean `mapper`\?/],
     [{ mapper, http: { protocol: 'h3' } }, /`http\.protocol` is "auto" or "h1" or "h2"/],
-    [{ mapper, http: { conections: 1 } }, /`http\.conections` is not an option/],
+    [{ mapper, http: { conections: 1 } }, /unknown option `http\.conections`; did you mean `http\.connections`\?/],
     [{ mapper, http: [] }, /`http` is an object/],
     [{ mapper, http: { connections: 0 } }, /`http\.connections` is a whole number/],
     [{ mapper, grpc: { maxConnections: 1.5 } }, /`grpc\.maxConnections`/],
@@ -376,7 +376,10 @@ describe('createDialer', () => {
     [{ mapper, identity: {} }, /`identity` is an identity/],
     [{ mapper, unmapped: 'drop' }, /`unmapped` is "direct" or "reject"/],
     [{ mapper, fallback: {} }, /`fallback` is an undici Dispatcher/],
-    [{ mapper, peer: { rejectUnauthorized: false } }, /`peer` has no option/],
+    [
+      { mapper, peer: { rejectUnauthorized: false } },
+      /unknown option `peer\.rejectUnauthorized`; there are `spiffeId`/,
+    ],
     [JSON.parse('{"mapper": 1, "__proto__": {"mapper": 1}}'), /`mapper`/],
   ];
   for (const [options, message] of wrong) {

@@ -111,9 +111,12 @@ describe('route', () => {
     ['https://a.example/#f', /no path/],
     ['https://a.example:0', /port 0/],
     ['https://a*.example', /not a valid name/],
-    [{ kedge: 'https://a.example', proxyAuht: staticToken('t') }, /no option `proxyAuht`/],
-    [{ kedge: 'https://a.example', proxyAuth: 'token' }, /not a token source/],
-    [{ kedge: 'https://a.example', identity: {} }, /not an identity/],
+    [
+      { kedge: 'https://a.example', proxyAuht: staticToken('t') },
+      /unknown option `proxyAuht`; did you mean `proxyAuth`\?/,
+    ],
+    [{ kedge: 'https://a.example', proxyAuth: 'token' }, /`proxyAuth` is a token source/],
+    [{ kedge: 'https://a.example', identity: {} }, /`identity` is an identity/],
     [{ kedge: 'https://a.example', serverName: 'a b' }, /not a valid host name/],
     [{ kedge: 'https://a.example', overrideAuthorization: 'yes' }, /boolean/],
     [{ kedge: 'http://a.example', proxyAuth: staticToken('t') }, /tokens need https/],
@@ -153,7 +156,7 @@ describe('pem', () => {
       [undefined, /takes \{ cert/],
       [{ key: 'x' }, /`cert` is required/],
       [{ cert: 'x', key: 'x' }, /`cert` holds no PEM/],
-      [{ cert: '', key: '', kay: '' }, /no option `kay`/],
+      [{ cert: '', key: '', kay: '' }, /unknown option `kay`; did you mean `key`\?/],
     ];
     for (const [init, message] of cases) {
       assert.throws(
