@@ -8,7 +8,8 @@ import type { Dispatcher } from './http/undici.ts';
 import type { KedgeStats } from './kedge/kedge.ts';
 import { type DialerOptions, resolveOptions } from './options.ts';
 import { KedgeError } from './support/errors.ts';
-import type { Wire } from './target.ts';
+import { check } from './support/shape.ts';
+import { WIRE, type Wire } from './target.ts';
 
 /** What a dialer is doing. */
 export interface DialerStats {
@@ -89,7 +90,7 @@ export function createDialer(options: DialerOptions): Dialer {
       const mine = installed;
       return () => mine?.undo();
     },
-    explain: (target, { wire = 'http' } = {}) => explain(core, target, wire),
+    explain: (target, options = {}) => explain(core, target, check('explain', WIRE, options).wire),
     warm: (target) => http.warm(target),
     stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
     close,

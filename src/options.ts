@@ -2,22 +2,7 @@ import { type AnyIdentity, identityReader } from './identity/identity.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { type ProxyAddress, proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
-import {
-  boolean,
-  check,
-  is,
-  isFunction,
-  isObject,
-  MAX_INT32,
-  ms,
-  object,
-  oneOf,
-  optional,
-  or,
-  section,
-  type Table,
-  whole,
-} from './support/shape.ts';
+import * as shape from './support/shape.ts';
 import { emitWarning, warningListener } from './support/warnings.ts';
 
 /** Anything that dispatches like an undici `Dispatcher`, of any version from 6 on. */
@@ -167,64 +152,64 @@ export interface ResolvedOptions {
 }
 
 const MIB = 1024 * 1024;
-const window = whole(65_535, MAX_INT32, 'bytes');
+const window = shape.whole(65_535, shape.MAX_INT32, 'bytes');
 
 const HTTP = {
-  protocol: or(oneOf('auto', 'h1', 'h2'), 'auto'),
-  connections: optional(whole(1, 10_000)),
-  maxConcurrentStreams: or(whole(1), 1000),
-  windowBytes: or(window, 8 * MIB),
-  keepAliveTimeoutMs: or(ms, 60_000),
-  pingIntervalMs: or(ms, 2_000),
-  requestId: or(boolean, true),
-  throwOnKedgeError: or(boolean, false),
-} satisfies Table<HttpOptions>;
+  protocol: shape.or(shape.oneOf('auto', 'h1', 'h2'), 'auto'),
+  connections: shape.optional(shape.whole(1, 10_000)),
+  maxConcurrentStreams: shape.or(shape.whole(1), 1000),
+  windowBytes: shape.or(window, 8 * MIB),
+  keepAliveTimeoutMs: shape.or(shape.ms, 60_000),
+  pingIntervalMs: shape.or(shape.ms, 2_000),
+  requestId: shape.or(shape.boolean, true),
+  throwOnKedgeError: shape.or(shape.boolean, false),
+} satisfies shape.Table<HttpOptions>;
 
 const GRPC = {
-  maxConnections: or(whole(1, 10_000), 8),
-  maxStreamsPerConnection: or(whole(1), 100),
-  windowBytes: or(window, 8 * MIB),
-  keepaliveTimeMs: or(ms, 30_000),
-  keepaliveTimeoutMs: or(ms, 10_000),
-} satisfies Table<GrpcOptions>;
+  maxConnections: shape.or(shape.whole(1, 10_000), 8),
+  maxStreamsPerConnection: shape.or(shape.whole(1), 100),
+  windowBytes: shape.or(window, 8 * MIB),
+  keepaliveTimeMs: shape.or(shape.ms, 30_000),
+  keepaliveTimeoutMs: shape.or(shape.ms, 10_000),
+} satisfies shape.Table<GrpcOptions>;
 
 const CONNECT = {
-  timeoutMs: or(ms, 5_000),
-  handshakeTimeoutMs: or(ms, 5_000),
-  maxConnectionAgeMs: or(ms, Number.POSITIVE_INFINITY),
-  dnsTtlMs: optional(ms),
-  proxy: optional(proxyAddress),
-} satisfies Table<ConnectOptions>;
+  timeoutMs: shape.or(shape.ms, 5_000),
+  handshakeTimeoutMs: shape.or(shape.ms, 5_000),
+  maxConnectionAgeMs: shape.or(shape.ms, Number.POSITIVE_INFINITY),
+  dnsTtlMs: shape.optional(shape.ms),
+  proxy: shape.optional(proxyAddress),
+} satisfies shape.Table<ConnectOptions>;
 
 const BREAKER = {
-  failures: or(whole(1), 1),
-  backoffMs: or(ms, 1_000),
-  maxBackoffMs: optional(ms),
-} satisfies Table<NonNullable<FailoverOptions['breaker']>>;
+  failures: shape.or(shape.whole(1), 1),
+  backoffMs: shape.or(shape.ms, 1_000),
+  maxBackoffMs: shape.optional(shape.ms),
+} satisfies shape.Table<NonNullable<FailoverOptions['breaker']>>;
 
 const FAILOVER = {
-  attempts: or(whole(1), Number.POSITIVE_INFINITY),
-  statuses: or(is('a list of statuses from 400 to 599', isStatuses), []),
-  retryBudget: or(is('a number from 0 to 1', isShare), 0.2),
-  replayBytes: or(whole(0, MAX_INT32, 'bytes'), 65_536),
-  breaker: section(BREAKER),
-} satisfies Table<FailoverOptions>;
+  attempts: shape.or(shape.whole(1), Number.POSITIVE_INFINITY),
+  statuses: shape.or(shape.is('a list of statuses from 400 to 599', isStatuses), []),
+  retryBudget: shape.or(shape.is('a number from 0 to 1', isShare), 0.2),
+  replayBytes: shape.or(shape.whole(0, shape.MAX_INT32, 'bytes'), 65_536),
+  breaker: shape.section(BREAKER),
+} satisfies shape.Table<FailoverOptions>;
 
-const DIALER = object({
-  mapper: is('a function from target to route', (value): value is Mapper => isFunction(value)),
-  identity: optional(identityReader),
-  peer: or(peerPolicy, {}),
-  unmapped: or(oneOf('direct', 'reject'), 'direct'),
-  fallback: optional(is('an undici Dispatcher', isDispatcher)),
-  http: section(HTTP),
-  grpc: section(GRPC),
-  connect: section(CONNECT),
-  failover: section(FAILOVER),
-  maxTargets: or(whole(1, 10_000_000), 10_000),
-  maxKedges: or(whole(1, 100_000), 64),
-  drainTimeoutMs: or(ms, 30_000),
-  onWarning: or(warningListener, emitWarning),
-} satisfies Table<DialerOptions>);
+const DIALER = shape.object({
+  mapper: shape.is('a function from target to route', (value): value is Mapper => shape.isFunction(value)),
+  identity: shape.optional(identityReader),
+  peer: shape.or(peerPolicy, {}),
+  unmapped: shape.or(shape.oneOf('direct', 'reject'), 'direct'),
+  fallback: shape.optional(shape.is('an undici Dispatcher', isDispatcher)),
+  http: shape.section(HTTP),
+  grpc: shape.section(GRPC),
+  connect: shape.section(CONNECT),
+  failover: shape.section(FAILOVER),
+  maxTargets: shape.or(shape.whole(1, 10_000_000), 10_000),
+  maxKedges: shape.or(shape.whole(1, 100_000), 64),
+  drainTimeoutMs: shape.or(shape.ms, 30_000),
+  onWarning: shape.or(warningListener, emitWarning),
+} satisfies shape.Table<DialerOptions>);
 
 /**
  * Defaults and validation, without side effects.
@@ -232,12 +217,12 @@ const DIALER = object({
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`, naming the option
  */
 export function resolveOptions(options: DialerOptions): ResolvedOptions {
-  const { http, failover, ...rest } = check('createDialer', DIALER, options);
+  const { http, failover, ...rest } = shape.check('createDialer', DIALER, options);
   const { connections, ...ownHttp } = http;
   const { backoffMs } = failover.breaker;
-  const longest = or(whole(backoffMs, MAX_INT32, 'ms'), Math.max(30_000, backoffMs));
+  const longest = shape.or(shape.whole(backoffMs, shape.MAX_INT32, 'ms'), Math.max(30_000, backoffMs));
   const path = 'failover.breaker.maxBackoffMs';
-  const maxBackoffMs = check('createDialer', longest, failover.breaker.maxBackoffMs, { path });
+  const maxBackoffMs = shape.check('createDialer', longest, failover.breaker.maxBackoffMs, { path });
   return {
     ...rest,
     http: { ...ownHttp, h1Connections: connections ?? 64, h2Connections: connections ?? 4 },
@@ -258,5 +243,5 @@ function isShare(value: unknown): value is number {
 }
 
 function isDispatcher(value: unknown): value is DispatcherLike {
-  return isObject(value) && isFunction((value as Partial<DispatcherLike>).dispatch);
+  return shape.isObject(value) && shape.isFunction((value as Partial<DispatcherLike>).dispatch);
 }

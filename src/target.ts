@@ -1,6 +1,7 @@
 import { isIPv4 } from 'node:net';
 import { domainToASCII, domainToUnicode } from 'node:url';
 import { KedgeError, quote } from './support/errors.ts';
+import { check, object, oneOf, or } from './support/shape.ts';
 
 /** Which wire a call takes. */
 export type Wire = 'http' | 'grpc';
@@ -21,6 +22,9 @@ export interface Target {
   readonly authority: string;
 }
 
+/** The options of {@link parseTarget} and of `explain()`. */
+export const WIRE = object({ wire: or(oneOf('http', 'grpc'), 'http') });
+
 /** Characters that some parser between here and the kedge reads as more than a letter of a name. */
 const AMBIGUOUS = /[\s\p{Cc}%@/\\?#*{}<>^|`"'$,;!()&=+~]/u;
 const LABEL = /^[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?$/;
@@ -32,11 +36,14 @@ const DEFAULT_PORT = { 'http:': 80, 'https:': 443, 'grpc:': 443 } as const;
  * literally: an origin (`http://host:8080`), an authority (`host`, `host:8080`, `[::1]:8080`) and, on the gRPC wire,
  * `dns:host:9090` or `dns:///host:9090`. What two parsers could read differently is refused.
  *
- * @throws {@link KedgeError} `ERR_KEDGE_TARGET`
+ * @throws {@link KedgeError} `ERR_KEDGE_TARGET`; `ERR_KEDGE_OPTIONS`
  */
-export function parseTarget(input: string | URL, options: { wire?: Wire } = {}): Target {
-  const wire = options.wire ?? 'http';
-  if (wire !== 'http' && wire !== 'grpc') throw refuse(input, 'the wire is "http" or "grpc"');
+export function parseTarget(input: string | URL, options?: { wire?: Wire }): Target {
+  return targetOf(input, options === undefined ? 'http' : check('parseTarget', WIRE, options).wire);
+}
+
+/** {@link parseTarget} for those who know the wire. */
+export function targetOf(input: string | URL, wire: Wire): Target {
   if (typeof input === 'string') return wire === 'http' ? fromHttpString(input) : fromGrpcString(input);
   if (input instanceof URL) return fromUrl(input, wire);
   throw refuse(input, 'a target is a string or a URL');

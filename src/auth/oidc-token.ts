@@ -1,19 +1,5 @@
 import type * as oidc from 'openid-client';
-import {
-  callable,
-  check,
-  is,
-  object,
-  oneOf,
-  optional,
-  path,
-  string,
-  stringRecord,
-  strings,
-  type Table,
-  text,
-  url,
-} from '../support/shape.ts';
+import * as shape from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { loadPeer } from './peer-package.ts';
@@ -58,20 +44,20 @@ const LOGIN_MS = 5 * 60_000;
 /** Hosts that plain http is good enough for. */
 const LOCAL = /^(?:localhost|127(?:\.\d+){3}|\[::1\])$/;
 
-const OPTIONS = object({
+const OPTIONS = shape.object({
   ...CACHE,
-  issuer: is('an https: URL of a provider', isIssuer),
-  clientId: text("the client's name at the provider"),
-  clientSecret: optional(string),
-  scopes: optional(strings),
-  grant: optional(oneOf('client_credentials', 'refresh_token')),
-  refreshToken: optional(string),
-  cacheFile: optional(path),
-  login: optional(callable),
-  redirectUri: optional(url),
-  use: optional(oneOf('id_token', 'access_token')),
-  parameters: optional(stringRecord),
-} satisfies Table<OidcTokenOptions>);
+  issuer: shape.is('an https: URL of a provider', isIssuer),
+  clientId: shape.text("the client's name at the provider"),
+  clientSecret: shape.optional(shape.string),
+  scopes: shape.optional(shape.strings),
+  grant: shape.optional(shape.oneOf('client_credentials', 'refresh_token')),
+  refreshToken: shape.optional(shape.string),
+  cacheFile: shape.optional(shape.path),
+  login: shape.optional(shape.callable),
+  redirectUri: shape.optional(shape.url),
+  use: shape.optional(shape.oneOf('id_token', 'access_token')),
+  parameters: shape.optional(shape.stringRecord),
+} satisfies shape.Table<OidcTokenOptions>);
 
 /**
  * A token of an OpenID Connect provider, by way of the optional peer `openid-client`. Rotated refresh tokens are kept; one
@@ -80,8 +66,14 @@ const OPTIONS = object({
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function oidcToken(options: OidcTokenOptions): TokenSource {
-  const { clientId, deadlineMs, login, redirectUri, name = `oidc ${clientId}` } = check('oidcToken', OPTIONS, options);
-  if (login !== undefined) check('oidcToken', url, redirectUri, { path: 'redirectUri' });
+  const {
+    clientId,
+    deadlineMs,
+    login,
+    redirectUri,
+    name = `oidc ${clientId}`,
+  } = shape.check('oidcToken', OPTIONS, options);
+  if (login !== undefined) shape.check('oidcToken', shape.url, redirectUri, { path: 'redirectUri' });
   const client = new OidcClient(name, options);
   return cachedToken((signal) => client.fetch(signal), { name, deadlineMs });
 }

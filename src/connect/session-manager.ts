@@ -44,7 +44,7 @@ export class KedgeSessionManager implements ConnectSessionManager {
   private readonly pools = new WeakSet<SessionPool>();
 
   constructor(core: Core, baseUrl: string | URL) {
-    const url = typeof baseUrl === 'string' ? URL.parse(baseUrl) : new URL(baseUrl);
+    const url = typeof baseUrl === 'string' || baseUrl instanceof URL ? URL.parse(String(baseUrl)) : null;
     if (url === null) throw new KedgeError('ERR_KEDGE_TARGET', 'the base URL is not a URL');
     this.core = core;
     this.url = url;

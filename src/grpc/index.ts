@@ -2,6 +2,7 @@ import { Channel, type ChannelCredentials, type ChannelInterface, type ClientOpt
 import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
 import { KedgeError } from '../support/errors.ts';
+import { check, is, isFunction, type Reader } from '../support/shape.ts';
 import { KedgeChannel } from './channel.ts';
 import { callCredentialsOf } from './channel-credentials.ts';
 
@@ -11,6 +12,8 @@ export type ClientConstructor = abstract new (
   credentials: ChannelCredentials,
   options?: ClientOptions,
 ) => object;
+
+const CLIENT: Reader<unknown> = is('a constructor of grpc-js clients', isFunction);
 
 /** The same constructor, with credentials that may be left out. */
 export type WrappedClient<C extends ClientConstructor> = C &
@@ -72,7 +75,7 @@ export function grpcDialer(dialer: Dialer): GrpcDialer {
     // nice-grpc wants the class, which has a private member besides the interface that it uses.
     channel: (address, credentials, options) => channelFactory(address, credentials, options) as Channel,
     wrap: <C extends ClientConstructor>(client: C) =>
-      new Proxy(client, {
+      new Proxy(check('wrap', CLIENT as Reader<C>, client, { path: 'client' }), {
         construct(
           target,
           [address, credentials, options, ...rest]: [string, ChannelCredentials?, ClientOptions?],

@@ -1,4 +1,5 @@
 import { KedgeError } from '../support/errors.ts';
+import { isFunction } from '../support/shape.ts';
 import { describe, described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
 
@@ -8,11 +9,7 @@ import type { Mapper } from './mapper.ts';
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE` when an argument is not a function
  */
 export function firstMatch(...mappers: readonly Mapper[]): Mapper {
-  for (const mapper of mappers) {
-    if (typeof mapper !== 'function') {
-      throw new KedgeError('ERR_KEDGE_ROUTE', 'firstMatch: every argument is a mapper');
-    }
-  }
+  if (!mappers.every(isFunction)) throw new KedgeError('ERR_KEDGE_ROUTE', 'firstMatch: every argument is a mapper');
   const first: Mapper = (target) => {
     for (const mapper of mappers) {
       const found = mapper(target);

@@ -1,6 +1,7 @@
 import { LRUCache } from 'lru-cache';
-import { type Route, type RouteOptions, route } from '../route.ts';
+import { ROUTE_OPTIONS, type Route, type RouteOptions, route } from '../route.ts';
 import { KedgeError, quote } from '../support/errors.ts';
+import { boolean, check, object, optional, string, type Table, text } from '../support/shape.ts';
 import { isIP, type Target } from '../target.ts';
 import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
@@ -25,6 +26,14 @@ export interface RegexpOptions extends RouteOptions {
   allowAnyHost?: boolean;
 }
 
+const OPTIONS = object({
+  ...ROUTE_OPTIONS,
+  exp: text('an expression in RE2 syntax'),
+  url: string,
+  search: optional(boolean),
+  allowAnyHost: optional(boolean),
+} satisfies Table<RegexpOptions>);
+
 /** Kedges are few, so this many different URLs are remembered; more still work. */
 const MAX_ROUTES = 1000;
 /** The least that a kedge's host ends in where a group decides the rest and tokens are sent. */
@@ -38,10 +47,8 @@ export const LITERAL_LABELS = 2;
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
  */
 export function regexp(options: RegexpOptions): Mapper {
-  const { exp, url, search = false, allowAnyHost = false, ...routeOptions } = options ?? {};
-  for (const [name, value] of Object.entries({ search, allowAnyHost })) {
-    if (typeof value !== 'boolean') throw invalid(`\`${name}\` is a boolean`);
-  }
+  check('regexp', OPTIONS, options, { code: 'ERR_KEDGE_ROUTE' });
+  const { exp, url, search = false, allowAnyHost = false, ...routeOptions } = options;
   const expression = compiled(exp);
   const target = template(url);
   const known = expression.namedGroups();
@@ -79,8 +86,7 @@ export function regexp(options: RegexpOptions): Mapper {
   return described(mapper, (subject) => `${how} ${match(subject) === null ? 'does not match' : 'matches'}`);
 }
 
-function compiled(exp: unknown): Expression {
-  if (typeof exp !== 'string' || exp === '') throw invalid('`exp` is an expression in RE2 syntax');
+function compiled(exp: string): Expression {
   try {
     return compile(exp);
   } catch (cause) {

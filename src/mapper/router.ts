@@ -7,7 +7,7 @@ import { addressesOf, type Route, route } from '../route.ts';
 import { abandon } from '../support/abandon.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
-import { isIP, parseTarget, type Target, type Wire } from '../target.ts';
+import { isIP, type Target, targetOf, type Wire } from '../target.ts';
 import type { Mapper } from './mapper.ts';
 
 /** A route made ready for calls: everything that can be worked out before one is made. */
@@ -54,14 +54,14 @@ export class Router {
 
   /** @throws {@link KedgeError} `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE` */
   resolve(wire: Wire, input: string | URL): Resolved {
-    if (typeof input !== 'string') return this.map(parseTarget(input, { wire }));
+    if (typeof input !== 'string') return this.map(targetOf(input, wire));
     // Most calls go where the last one went: comparing is cheaper than hashing a string that was just made.
     const last = this.last[wire];
     if (last !== undefined && last.input === input) return last.resolved;
     const cache = this.cache[wire];
     let resolved = cache.get(input);
     if (resolved === undefined) {
-      resolved = this.map(parseTarget(input, { wire }));
+      resolved = this.map(targetOf(input, wire));
       cache.set(input, resolved);
     }
     this.last[wire] = { input, resolved };

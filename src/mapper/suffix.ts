@@ -1,6 +1,7 @@
 import { LRUCache } from 'lru-cache';
-import { type Route, type RouteOptions, route } from '../route.ts';
+import { ROUTE_OPTIONS, type Route, type RouteOptions, route } from '../route.ts';
 import { KedgeError, quote } from '../support/errors.ts';
+import { check, is, isString, object, oneOf, optional, type Table } from '../support/shape.ts';
 import { parseTarget } from '../target.ts';
 import { described } from './describe.ts';
 import type { Mapper } from './mapper.ts';
@@ -15,6 +16,13 @@ export interface SuffixOptions extends RouteOptions {
   scheme?: 'https' | 'http';
 }
 
+const OPTIONS = object({
+  ...ROUTE_OPTIONS,
+  match: is('a pattern that starts with "*."', (value): value is string => isString(value) && value.startsWith('*.')),
+  suffix: is('a name that starts with "."', (value): value is string => isString(value) && value.startsWith('.')),
+  scheme: optional(oneOf('https', 'http')),
+} satisfies Table<SuffixOptions>);
+
 /** Kedges are few, so this many different captures are remembered; more still work. */
 const MAX_ROUTES = 1000;
 
@@ -26,12 +34,8 @@ const MAX_ROUTES = 1000;
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
  */
 export function suffix(options: SuffixOptions): Mapper {
-  const { match, suffix: tail, scheme = 'https', ...routeOptions } = options ?? {};
-  if (typeof match !== 'string' || !match.startsWith('*.'))
-    throw invalid(`\`match\` starts with "*.", not ${quote(match)}`);
-  if (typeof tail !== 'string' || !tail.startsWith('.'))
-    throw invalid(`\`suffix\` starts with ".", not ${quote(tail)}`);
-  if (scheme !== 'https' && scheme !== 'http') throw invalid(`\`scheme\` is "https" or "http", not ${quote(scheme)}`);
+  check('suffix', OPTIONS, options, { code: 'ERR_KEDGE_ROUTE' });
+  const { match, suffix: tail, scheme = 'https', ...routeOptions } = options;
   const wanted = match.split('.');
   if (wanted.some((label) => label.includes('*') && label !== '*'))
     throw invalid(`\`match\` ${quote(match)}: "*" is a whole label`);

@@ -22,7 +22,7 @@ const PORT = /^[1-9][0-9]{0,4}$/;
 
 /** @throws {@link KedgeError} `ERR_KEDGE_ROUTE` */
 export function template(url: string): Template {
-  const shape = typeof url === 'string' ? SHAPE.exec(url) : null;
+  const shape = SHAPE.exec(url);
   if (shape === null) {
     throw new KedgeError(
       'ERR_KEDGE_ROUTE',

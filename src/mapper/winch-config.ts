@@ -2,6 +2,7 @@ import type { TokenSource } from '../auth/token-source.ts';
 import { readRegularFile } from '../read-file.ts';
 import type { RouteInit, RouteOptions } from '../route.ts';
 import { isKedgeError, KedgeError, quote } from '../support/errors.ts';
+import * as shape from '../support/shape.ts';
 import type { Wire } from '../target.ts';
 import { describe, described } from './describe.ts';
 import { hostPorts, hosts } from './hosts.ts';
@@ -22,6 +23,17 @@ export interface WinchConfigOptions {
   /** How somebody logs in at an `oidc` source. Default: only refresh tokens that are already there are used. */
   login?: WinchLogin;
 }
+
+const file = shape.is(
+  'the path of a file, or what is in it',
+  (value): value is string | object => (shape.isString(value) && value !== '') || shape.isObject(value),
+);
+const OPTIONS = shape.object({
+  mapper: file,
+  auth: shape.optional(file),
+  strict: shape.or(shape.boolean, false),
+  login: shape.optional(shape.object({ origin: shape.url, open: shape.callable } satisfies shape.Table<WinchLogin>)),
+} satisfies shape.Table<WinchConfigOptions>);
 
 /** What {@link loadWinchConfig} makes of the files. */
 export interface WinchConfig {
@@ -76,7 +88,8 @@ const mapperFile = object<{ routes: { route: Partial<WinchRoute>; node: Node }[]
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`, in one line: file, JSON path, what was expected
  */
 export function loadWinchConfig(options: WinchConfigOptions): WinchConfig {
-  const { mapper, auth, strict = false, login } = options ?? {};
+  const { mapper, auth, strict } = shape.check('loadWinchConfig', OPTIONS, options, { code: 'ERR_KEDGE_ROUTE' });
+  const { login } = options;
   const { routes = [] } = mapperFile(source('mapper', mapper));
   const sources = auth === undefined ? new Map<string, TokenSource>() : authSources(source('auth', auth), login);
   const warnings: string[] = [];

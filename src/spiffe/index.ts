@@ -5,6 +5,8 @@ import { sameCredentials, snapshotOf } from '../identity/snapshot.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { check, ms, object, optional, or, string, type Table, text } from '../support/shape.ts';
+import { emitWarning, warningListener } from '../support/warnings.ts';
 import { certificatesPem, keyPem } from './der.ts';
 import { type Svid, svidsOf } from './messages.ts';
 import { openStream, Status, type Stream, type StreamError } from './stream.ts';
@@ -20,6 +22,13 @@ export interface SpiffeOptions {
   /** Told when the agent takes the identity back, or gives none that can be used; the last one stays. Default: `process.emitWarning`. */
   onWarning?: (warning: Error) => void;
 }
+
+const OPTIONS = object({
+  socketPath: optional(string),
+  spiffeId: optional(text('a SPIFFE ID')),
+  timeoutMs: or(ms, 10_000),
+  onWarning: or(warningListener, emitWarning),
+} satisfies Table<SpiffeOptions>);
 
 /** An {@link Identity} that a SPIFFE agent keeps up to date. */
 export interface SpiffeIdentity extends Identity, AsyncDisposable {
@@ -47,11 +56,10 @@ const METHOD = '/SpiffeWorkloadAPI/FetchX509SVID';
  * @throws `KedgeError` `ERR_KEDGE_IDENTITY` when there is no certificate in time
  */
 export async function spiffeIdentity(options: SpiffeOptions = {}): Promise<SpiffeIdentity> {
-  const { socketPath = process.env['SPIFFE_ENDPOINT_SOCKET'], spiffeId, timeoutMs = 10_000, onWarning } = options;
-  if (typeof socketPath !== 'string' || socketPath === '')
-    throw invalid('`socketPath` or SPIFFE_ENDPOINT_SOCKET names the agent');
-  if (onWarning !== undefined && typeof onWarning !== 'function') throw invalid('`onWarning` is a function');
-  const identity = new SvidStream(socketPath, spiffeId, onWarning ?? ((warning) => process.emitWarning(warning)));
+  const given = check('spiffeIdentity', OPTIONS, options, { code: 'ERR_KEDGE_IDENTITY' });
+  const { socketPath = process.env['SPIFFE_ENDPOINT_SOCKET'], spiffeId, timeoutMs, onWarning } = given;
+  if (!socketPath) throw invalid('`socketPath` or SPIFFE_ENDPOINT_SOCKET names the agent');
+  const identity = new SvidStream(socketPath, spiffeId, onWarning);
   await identity.first(timeoutMs);
   return identity;
 }

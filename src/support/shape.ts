@@ -111,7 +111,7 @@ export function isFunction(value: unknown): value is (...values: never[]) => unk
   return typeof value === 'function';
 }
 
-function isString(value: unknown): value is string {
+export function isString(value: unknown): value is string {
   return typeof value === 'string';
 }
 
