@@ -2,7 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import dns, { type LookupAddress } from 'node:dns';
 import { isIP, type LookupFunction } from 'node:net';
 import { debug } from '../support/debug.ts';
-import { after } from './timer.ts';
+import { after } from '../support/timer.ts';
 
 /** How long an answer counts where no name server says it, in ms: names from /etc/hosts, search domains, caches. */
 const DEFAULT_TTL_MS = 30_000;

@@ -4,12 +4,12 @@ import tls from 'node:tls';
 import type { AnySnapshot } from '../identity/identity.ts';
 import { debug } from '../support/debug.ts';
 import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
+import { running } from '../support/timer.ts';
 import type { KedgeAddress } from './address.ts';
 import type { Addresses } from './addresses.ts';
 import { readBeforeEnd } from './last-words.ts';
 import { checkPeer, type PeerPolicy } from './peer.ts';
 import { type ProxyAddress, tunnel } from './proxy.ts';
-import { running } from './timer.ts';
 
 /** How long a dial may take. */
 export interface DialTimeouts {

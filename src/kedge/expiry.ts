@@ -1,6 +1,6 @@
 import type { IdentitySnapshot } from '../identity/identity.ts';
 import { KedgeError } from '../support/errors.ts';
-import { at } from './timer.ts';
+import { at } from '../support/timer.ts';
 
 const HOUR_MS = 60 * 60 * 1000;
 /** The share of its life after which a certificate should have been replaced; cert-manager does it there. */

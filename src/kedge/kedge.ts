@@ -5,6 +5,7 @@ import type { AnyIdentity, AnySnapshot, IdentitySnapshot } from '../identity/ide
 import { abandon } from '../support/abandon.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
+import { after, at } from '../support/timer.ts';
 import type { KedgeAddress } from './address.ts';
 import { Addresses } from './addresses.ts';
 import { Breaker, type BreakerOptions } from './breaker.ts';
@@ -12,7 +13,6 @@ import { Connector, type DialObserver, type DialTimeouts } from './connector.ts'
 import type { ExpiryWarnings } from './expiry.ts';
 import { Generation } from './generation.ts';
 import { type PeerPolicy, peerKey } from './peer.ts';
-import { after, at } from './timer.ts';
 
 /** One kedge of a route, with all that decides which connections may serve it. */
 export interface Hop {

@@ -1,7 +1,7 @@
 import { type ClientHttp2Session, constants } from 'node:http2';
 import type { Socket } from 'node:net';
-import { running } from '../kedge/timer.ts';
 import { wakeReads } from '../kedge/wake-reads.ts';
+import { running } from '../support/timer.ts';
 
 /** How a {@link keepAlive} is done. */
 export interface KeepAliveOptions {
