@@ -1,8 +1,9 @@
 import { type AnyIdentity, identityReader } from './identity/identity.ts';
 import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
-import { type ProxyAddress, proxyAddress } from './kedge/proxy.ts';
+import { proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
 import * as shape from './support/shape.ts';
+import { MAX_INT32 } from './support/timer.ts';
 import { emitWarning, warningListener } from './support/warnings.ts';
 
 /** Anything that dispatches like an undici `Dispatcher`, of any version from 6 on. */
@@ -117,42 +118,8 @@ export interface FailoverOptions {
   };
 }
 
-/** {@link DialerOptions} with nothing left open. */
-export interface ResolvedOptions {
-  readonly mapper: Mapper;
-  readonly identity: AnyIdentity | undefined;
-  readonly peer: PeerPolicy;
-  readonly unmapped: 'direct' | 'reject';
-  readonly fallback: DispatcherLike | undefined;
-  readonly http: Readonly<Required<Omit<HttpOptions, 'connections'>>> & {
-    readonly h1Connections: number;
-    readonly h2Connections: number;
-  };
-  readonly grpc: Readonly<Required<GrpcOptions>>;
-  readonly connect: {
-    readonly timeoutMs: number;
-    readonly handshakeTimeoutMs: number;
-    /** Infinity: never. */
-    readonly maxConnectionAgeMs: number;
-    readonly dnsTtlMs: number | undefined;
-    readonly proxy: ProxyAddress | undefined;
-  };
-  readonly failover: {
-    /** Infinity: every kedge of the route. */
-    readonly attempts: number;
-    readonly statuses: ReadonlySet<number>;
-    readonly retryBudget: number;
-    readonly replayBytes: number;
-    readonly breaker: Readonly<Required<NonNullable<FailoverOptions['breaker']>>>;
-  };
-  readonly maxTargets: number;
-  readonly maxKedges: number;
-  readonly drainTimeoutMs: number;
-  readonly onWarning: (warning: Error) => void;
-}
-
 const MIB = 1024 * 1024;
-const window = shape.whole(65_535, shape.MAX_INT32, 'bytes');
+const window = shape.whole(65_535, MAX_INT32, 'bytes');
 
 const HTTP = {
   protocol: shape.or(shape.oneOf('auto', 'h1', 'h2'), 'auto'),
@@ -176,6 +143,7 @@ const GRPC = {
 const CONNECT = {
   timeoutMs: shape.or(shape.ms, 5_000),
   handshakeTimeoutMs: shape.or(shape.ms, 5_000),
+  /** Infinity: never. */
   maxConnectionAgeMs: shape.or(shape.ms, Number.POSITIVE_INFINITY),
   dnsTtlMs: shape.optional(shape.ms),
   proxy: shape.optional(proxyAddress),
@@ -188,17 +156,18 @@ const BREAKER = {
 } satisfies shape.Table<NonNullable<FailoverOptions['breaker']>>;
 
 const FAILOVER = {
+  /** Infinity: every kedge of the route. */
   attempts: shape.or(shape.whole(1), Number.POSITIVE_INFINITY),
   statuses: shape.or(shape.is('a list of statuses from 400 to 599', isStatuses), []),
   retryBudget: shape.or(shape.is('a number from 0 to 1', isShare), 0.2),
-  replayBytes: shape.or(shape.whole(0, shape.MAX_INT32, 'bytes'), 65_536),
+  replayBytes: shape.or(shape.whole(0, MAX_INT32, 'bytes'), 65_536),
   breaker: shape.section(BREAKER),
 } satisfies shape.Table<FailoverOptions>;
 
 const DIALER = shape.object({
   mapper: shape.is('a function from target to route', (value): value is Mapper => shape.isFunction(value)),
   identity: shape.optional(identityReader),
-  peer: shape.or(peerPolicy, {}),
+  peer: shape.or(peerPolicy, {} as PeerPolicy),
   unmapped: shape.or(shape.oneOf('direct', 'reject'), 'direct'),
   fallback: shape.optional(shape.is('an undici Dispatcher', isDispatcher)),
   http: shape.section(HTTP),
@@ -216,11 +185,11 @@ const DIALER = shape.object({
  *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`, naming the option
  */
-export function resolveOptions(options: DialerOptions): ResolvedOptions {
+export function resolveOptions(options: DialerOptions) {
   const { http, failover, ...rest } = shape.check('createDialer', DIALER, options);
   const { connections, ...ownHttp } = http;
   const { backoffMs } = failover.breaker;
-  const longest = shape.or(shape.whole(backoffMs, shape.MAX_INT32, 'ms'), Math.max(30_000, backoffMs));
+  const longest = shape.or(shape.whole(backoffMs, MAX_INT32, 'ms'), Math.max(30_000, backoffMs));
   const path = 'failover.breaker.maxBackoffMs';
   const maxBackoffMs = shape.check('createDialer', longest, failover.breaker.maxBackoffMs, { path });
   return {
@@ -233,6 +202,9 @@ export function resolveOptions(options: DialerOptions): ResolvedOptions {
     },
   };
 }
+
+/** {@link DialerOptions} with nothing left open. */
+export type ResolvedOptions = Readonly<ReturnType<typeof resolveOptions>>;
 
 function isStatuses(value: unknown): value is readonly number[] {
   return Array.isArray(value) && value.every((each) => Number.isInteger(each) && each >= 400 && each <= 599);

@@ -1,4 +1,5 @@
 import { abandon } from '../support/abandon.ts';
+import { orAbort } from '../support/abort.ts';
 import { debug } from '../support/debug.ts';
 import { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
@@ -42,17 +43,12 @@ export class Bearer {
     debug.auth('%s: waiting for a token', this.source.name);
     const deadline = AbortSignal.timeout(TOKEN_DEADLINE_MS);
     const either = AbortSignal.any([signal, deadline]);
-    const { promise: gaveUp, reject } = Promise.withResolvers<never>();
-    const giveUp = () => reject(either.reason);
-    either.addEventListener('abort', giveUp, { once: true });
     try {
-      return this.header(await Promise.race([this.source.token(either), gaveUp]));
+      return this.header(await orAbort(this.source.token(either), either));
     } catch (error) {
       if (signal.aborted) throw signal.reason;
       if (deadline.aborted) throw this.fail(`no token within ${TOKEN_DEADLINE_MS} ms`);
       throw this.fail('the source failed', error);
-    } finally {
-      either.removeEventListener('abort', giveUp);
     }
   }
 

@@ -1,4 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { orAbort } from '../support/abort.ts';
+import { backoff } from '../support/backoff.ts';
 import { debug } from '../support/debug.ts';
 import type { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
@@ -105,13 +107,9 @@ class CachedToken implements TokenSource {
     // One that everybody has left is over, though it may not have heard of it yet.
     const flight = this.flight?.abort.signal.aborted === false ? this.flight : this.take();
     flight.waiting += 1;
-    const { promise: aborted, reject } = Promise.withResolvers<never>();
-    const leave = () => reject(signal!.reason);
-    signal?.addEventListener('abort', leave, { once: true });
     try {
-      return await Promise.race([flight.promise, aborted]);
+      return await orAbort(flight.promise, signal);
     } finally {
-      signal?.removeEventListener('abort', leave);
       flight.waiting -= 1;
       if (flight.waiting === 0) flight.abort.abort(new Error('nobody waits for this token'));
     }
@@ -139,8 +137,6 @@ class CachedToken implements TokenSource {
   private async fetch(flight: Flight): Promise<string> {
     debug.auth('%s: fetching a token', this.name);
     const { signal } = flight.abort;
-    const { promise: stopped, reject } = Promise.withResolvers<never>();
-    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
     const late = () => flight.abort.abort(this.error(`no token within ${this.deadlineMs} ms`));
     const timer = setTimeout(late, this.deadlineMs);
     const scope: Fetching = { source: this, outer: fetching.getStore(), over: false };
@@ -148,7 +144,7 @@ class CachedToken implements TokenSource {
     try {
       // A source that throws before its first await is a source that fails.
       const begun = fetching.run(scope, () => Promise.resolve(signal).then(this.fetchToken));
-      const { token, expiresAt } = this.checked(await Promise.race([begun, stopped]));
+      const { token, expiresAt } = this.checked(await orAbort(begun, signal));
       if (this.flight === flight) this.keep(token, expiresAt);
       return token;
     } catch (cause) {
@@ -202,8 +198,7 @@ class CachedToken implements TokenSource {
     this.failure = error;
     this.coolUntil = now + COOL_MS;
     // The next try comes later each time, but well before what we have runs out.
-    const backoff = Math.min(BACKOFF_MS * 2 ** this.failures, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
-    this.refreshAt = now + backoff;
+    this.refreshAt = now + backoff(this.failures, BACKOFF_MS, MAX_BACKOFF_MS);
     this.failures += 1;
   }
 

@@ -1,4 +1,5 @@
 import type * as oidc from 'openid-client';
+import { orAbort } from '../support/abort.ts';
 import * as shape from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
@@ -183,10 +184,8 @@ class OidcClient {
       ...(this.scopes('openid').includes('offline_access') ? { prompt: 'consent' } : {}),
     });
     const signal = AbortSignal.timeout(LOGIN_MS);
-    const { promise: tooLate, reject } = Promise.withResolvers<never>();
-    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
     // One who never comes back must not keep the next from being asked.
-    const back = await Promise.race([login(url, signal), tooLate]);
+    const back = await orAbort(login(url, signal), signal);
     const checks = { pkceCodeVerifier, expectedState, expectedNonce };
     return this.took(await client.authorizationCodeGrant(config, back, checks, this.parameters(false)), undefined);
   }

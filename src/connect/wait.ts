@@ -1,6 +1,7 @@
 import type { OutgoingHttpHeaders } from 'node:http2';
 import { Code, ConnectError } from '@connectrpc/connect';
 import type { Core, WaitingCall } from '../core.ts';
+import { after } from '../support/timer.ts';
 
 /** Milliseconds of the units of `grpc-timeout` (gRPC over HTTP2, "Requests"). */
 const UNITS: Readonly<Record<string, number>> = { H: 3_600_000, M: 60_000, S: 1000, m: 1, u: 0.001, n: 0.000_001 };
@@ -13,7 +14,7 @@ export class Wait implements WaitingCall {
   private readonly core: Core;
   private readonly controller = new AbortController();
   private readonly caller: AbortSignal | undefined;
-  private readonly timer: NodeJS.Timeout | undefined;
+  private readonly stopTimer: (() => void) | undefined;
 
   constructor(core: Core, headers: OutgoingHttpHeaders, caller: AbortSignal | undefined) {
     this.core = core;
@@ -24,7 +25,7 @@ export class Wait implements WaitingCall {
     const timeoutMs = timeoutOf(headers);
     if (timeoutMs !== undefined) {
       const late = () => this.fail(new ConnectError('the operation timed out', Code.DeadlineExceeded));
-      this.timer = setTimeout(late, Math.min(timeoutMs, 2 ** 31 - 1)).unref();
+      this.stopTimer = after(timeoutMs, late);
     }
   }
 
@@ -38,7 +39,7 @@ export class Wait implements WaitingCall {
   end(): void {
     this.core.waiting.delete(this);
     this.caller?.removeEventListener('abort', this.abort);
-    clearTimeout(this.timer);
+    this.stopTimer?.();
   }
 
   private readonly abort = () =>

@@ -1,4 +1,6 @@
 import type { connectivityState } from '@grpc/grpc-js';
+import { jittered } from '../support/backoff.ts';
+import { MAX_INT32 } from '../support/timer.ts';
 
 interface Watcher {
   readonly from: connectivityState;
@@ -6,7 +8,6 @@ interface Watcher {
   timer: NodeJS.Timeout | undefined;
 }
 
-const MAX_TIMER_MS = 2 ** 31 - 1;
 /** How often it looks for kedges that came into use, or are no longer, in ms: at first, and at last. */
 const LOOK_MS = 100;
 const MAX_LOOK_MS = 3_200;
@@ -29,7 +30,7 @@ export class Connectivity {
   watch(from: connectivityState, deadline: number, callback: (error?: Error) => void): void {
     const watcher: Watcher = { from, callback, timer: undefined };
     const left = deadline - Date.now();
-    if (left <= MAX_TIMER_MS) {
+    if (left <= MAX_INT32) {
       const passed = () => this.settle(watcher, new Error('Deadline passed without connectivity state change'));
       watcher.timer = setTimeout(passed, Math.max(left, 0));
     }
@@ -51,15 +52,12 @@ export class Connectivity {
   }
 
   private lookLater(): void {
-    this.look ??= setTimeout(
-      () => {
-        this.look = undefined;
-        this.check();
-        if (this.watchers.size > 0) this.lookLater();
-        else this.lookMs = LOOK_MS;
-      },
-      this.lookMs * (0.5 + Math.random() / 2),
-    ).unref();
+    this.look ??= setTimeout(() => {
+      this.look = undefined;
+      this.check();
+      if (this.watchers.size > 0) this.lookLater();
+      else this.lookMs = LOOK_MS;
+    }, jittered(this.lookMs)).unref();
   }
 
   private settle(watcher: Watcher, error?: Error): void {

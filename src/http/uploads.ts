@@ -1,4 +1,5 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, constants } from 'node:http2';
+import { MAX_INT32 } from '../support/timer.ts';
 
 /** The most of one upload that Node is handed at a time, in bytes: three DATA frames. */
 const PIECE_BYTES = 48 * 1024;
@@ -75,7 +76,7 @@ export class Uploads {
     if (this.isRetired) return;
     this.isRetired = true;
     setImmediate(() => {
-      if (!this.session.closed) this.session.emit('goaway', constants.NGHTTP2_NO_ERROR, 2 ** 31 - 1);
+      if (!this.session.closed) this.session.emit('goaway', constants.NGHTTP2_NO_ERROR, MAX_INT32);
     });
   }
 }

@@ -1,3 +1,5 @@
+import { jittered } from '../support/backoff.ts';
+
 /** How a {@link Breaker} behaves. */
 export interface BreakerOptions {
   /** Failed dials in a row that open it. */
@@ -60,7 +62,6 @@ export class Breaker {
     // Calls that were on their way when it opened say nothing new.
     if (state.is === 'open' && now < state.until) return;
     const next = Math.min(state.is === 'closed' ? backoffMs : state.backoffMs * 2, maxBackoffMs);
-    // Half to all of it: many pods that lost a kedge together do not come back together.
-    this.state = { is: 'open', backoffMs: next, until: now + next * (0.5 + Math.random() / 2) };
+    this.state = { is: 'open', backoffMs: next, until: now + jittered(next) };
   }
 }

@@ -1,7 +1,7 @@
 import { type ClientHttp2Session, constants } from 'node:http2';
 import type { Socket } from 'node:net';
 import { wakeReads } from '../kedge/wake-reads.ts';
-import { running } from '../support/timer.ts';
+import { MAX_INT32, running } from '../support/timer.ts';
 
 /** How a {@link keepAlive} is done. */
 export interface KeepAliveOptions {
@@ -18,7 +18,6 @@ export interface KeepAliveOptions {
 
 /** How often it is looked whether a connection that moves nothing is still there, in ms. */
 const LOOK_MS = 1000;
-const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** By how much the interval has grown. */
 const patience = new WeakMap<object, number>();
@@ -45,7 +44,7 @@ export function keepAlive(session: ClientHttp2Session, socket: Socket, options: 
     if (session.closed) session.settings({ enablePush: false }, stop);
     else session.ping(stop);
   };
-  const intervalMs = Math.min(timeMs * (patience.get(owner) ?? 1), MAX_TIMER_MS);
+  const intervalMs = Math.min(timeMs * (patience.get(owner) ?? 1), MAX_INT32);
   const pings = timeMs === Number.POSITIVE_INFINITY ? undefined : setInterval(ping, intervalMs).unref();
   const looks = setInterval(wakeWhatIsStill(socket, options), LOOK_MS).unref();
   session.once('goaway', (code, _last, data) => {

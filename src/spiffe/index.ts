@@ -2,6 +2,7 @@ import type { NetConnectOpts } from 'node:net';
 import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
 import { Listeners } from '../identity/listeners.ts';
 import { sameCredentials, snapshotOf } from '../identity/snapshot.ts';
+import { backoff } from '../support/backoff.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
@@ -141,10 +142,10 @@ class SvidStream implements SpiffeIdentity {
     }
     // It takes back what it gave before (SPIFFE Workload API §5.2.1), as a message without it does.
     if (error.status === Status.PERMISSION_DENIED) this.warn(`the agent gives no identity: ${error.message}`, error);
-    const backoff = Math.min(BACKOFF_MS * 2 ** this.failures, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
+    const pauseMs = backoff(this.failures, BACKOFF_MS, MAX_BACKOFF_MS);
     this.failures += 1;
-    debug.identity('SPIFFE agent: %s; again in %d ms', error.message, backoff);
-    this.retry = setTimeout(() => this.open(), backoff);
+    debug.identity('SPIFFE agent: %s; again in %d ms', error.message, pauseMs);
+    this.retry = setTimeout(() => this.open(), pauseMs);
     if (this.snapshot !== undefined) this.retry.unref();
   }
 

@@ -1,7 +1,5 @@
 import { KedgeError, type KedgeErrorCode, quote } from './errors.ts';
-
-/** The longest timer that Node keeps, in ms, and the largest HTTP/2 window, in bytes (RFC 9113 §6.9.1). */
-export const MAX_INT32 = 2 ** 31 - 1;
+import { MAX_INT32 } from './timer.ts';
 
 /** Where a value stands, for errors. */
 export interface Place {

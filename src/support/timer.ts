@@ -1,11 +1,12 @@
-const MAX_TIMER_MS = 2 ** 31 - 1;
+/** The longest timer that Node keeps, in ms; also HTTP/2's largest window and its last stream (RFC 9113 §6.9.1, §5.1.1). */
+export const MAX_INT32 = 2 ** 31 - 1;
 /** How late a timer for a date may notice that the clock was set, or that the machine slept. */
 const CLOCK_CHECK_MS = 30_000;
 
 /** A timer of any length, on the monotonic clock, that does not hold the process; returns the way to stop it. */
 export function after(ms: number, callback: () => void): () => void {
   const end = performance.now() + ms;
-  return wait(() => end - performance.now(), MAX_TIMER_MS, callback);
+  return wait(() => end - performance.now(), MAX_INT32, callback);
 }
 
 /** Calls back at a date, by the wall clock, wherever that is set to meanwhile; otherwise as {@link after}. */
