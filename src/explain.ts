@@ -65,7 +65,8 @@ export function explain(core: Core, input: string | URL, wire: Wire): Explanatio
     backendAuth: plan?.backendAuth?.source.name,
     warnings: [...new Set(warnings)],
   };
-  Object.defineProperty(explanation, inspect.custom, { value: () => print(explanation) });
+  for (const name of [inspect.custom, 'toString'])
+    Object.defineProperty(explanation, name, { value: () => print(explanation) });
   return explanation;
 }
 

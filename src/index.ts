@@ -1,3 +1,5 @@
+import './support/refuse-old-node.ts';
+
 export { type CachedTokenOptions, cachedToken, type FetchedToken } from './auth/cached-token.ts';
 export { type ExecTokenOptions, execToken } from './auth/exec-token.ts';
 export { type FileTokenOptions, fileToken } from './auth/file-token.ts';

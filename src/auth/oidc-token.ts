@@ -1,9 +1,9 @@
 import type * as oidc from 'openid-client';
 import { orAbort } from '../support/abort.ts';
+import { loadOptional } from '../support/optional-package.ts';
 import * as shape from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
-import { loadPeer } from './peer-package.ts';
 import { readRefreshToken, writeRefreshToken } from './refresh-cache.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 
@@ -99,7 +99,11 @@ class OidcClient {
   }
 
   async fetch(signal: AbortSignal): Promise<FetchedToken> {
-    const client = await loadPeer(this.name, 'openid-client', () => import('openid-client'));
+    const client = await loadOptional(
+      'openid-client',
+      () => import('openid-client'),
+      (reason) => tokenError(this.name, reason),
+    );
     try {
       const config = await this.configuration(client, signal);
       return this.options.grant === 'refresh_token'

@@ -7,6 +7,7 @@ import type { Dialer } from '../dialer.ts';
 import type { Hop } from '../kedge/kedge.ts';
 import { kedgeErrorOf } from '../reported.ts';
 import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
+import { loadOptional } from '../support/optional-package.ts';
 import type { Wire } from '../target.ts';
 
 /** One stage of the way to a kedge. */
@@ -110,7 +111,12 @@ async function get(dialer: Dialer, target: string, path: string): Promise<string
 
 /** The health service of gRPC; a server without one still answers (https://grpc.io/docs/guides/health-checking/). */
 async function callHealth(dialer: Dialer, target: string, path = '/grpc.health.v1.Health/Check'): Promise<string> {
-  const [grpc, { grpcDialer }] = await Promise.all([import('@grpc/grpc-js'), import('../grpc/index.ts')]);
+  const grpc = await loadOptional(
+    '@grpc/grpc-js',
+    () => import('@grpc/grpc-js'),
+    (reason) => new KedgeError('ERR_KEDGE_OPTIONS', `--grpc ${reason}`),
+  );
+  const { grpcDialer } = await import('../grpc/index.ts');
   const pass = (bytes: Buffer) => bytes;
   const client = new (grpcDialer(dialer).wrap(grpc.Client))(target);
   return new Promise((resolve, reject) => {

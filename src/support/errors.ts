@@ -69,7 +69,10 @@ export const CODES = {
   ERR_KEDGE_CONNECTION: { stages: ['kedge'], meaning: 'the connection was lost while the call was under way' },
   ERR_KEDGE_TIMEOUT: { stages: ['kedge'], meaning: "no answer within the call's headers or body timeout" },
   ERR_KEDGE_RESPONSE: { stages: ['kedge'], meaning: 'the answer breaks the protocol or a limit' },
-  ERR_KEDGE_UNAUTHORIZED: { stages: ['kedge'], meaning: "the kedge refused `proxyAuth`'s token, a fresh one too" },
+  ERR_KEDGE_UNAUTHORIZED: {
+    stages: ['kedge'],
+    meaning: "the kedge refused `proxyAuth`'s token with 407, a fresh one too; a 401 is an answer",
+  },
   ERR_KEDGE_REPORTED: {
     stages: ['kedge', 'backend'],
     meaning: "what the kedge says instead of the backend's answer (`kedgeErrorOf()`)",

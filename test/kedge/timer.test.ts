@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { after, at } from '../../src/kedge/timer.ts';
+import { after, at } from '../../src/support/timer.ts';
 
 const HOUR_MS = 3600_000;
 /** Within what time a date that a clock jumped over is noticed, in ms. */
