@@ -26,11 +26,11 @@ export function callError(error: unknown, target: string, kedge: Connector | und
   const context = { target, kedge: kedge?.name, cause };
   const name = codeOf(cause);
   if (REQUEST.test(name)) return new KedgeError('ERR_KEDGE_REQUEST', cause.message, context);
+  const reset = streamReset(cause);
+  if (reset !== undefined) return new KedgeError('ERR_KEDGE_CONNECTION', reset, context);
   if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', cause.message, context);
   if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', cause.message, context);
   if (!isLost(name)) return cause;
-  const reset = streamReset(cause);
-  if (reset !== undefined) return new KedgeError('ERR_KEDGE_CONNECTION', reset, context);
   return (
     kedge?.refusal?.for(target) ?? new KedgeError('ERR_KEDGE_CONNECTION', `connection lost: ${cause.message}`, context)
   );
@@ -42,9 +42,13 @@ export function asError(error: unknown): Error {
 
 /** What is said of a stream that ended while its connection lives on. */
 function streamReset(error: Error): string | undefined {
-  if (codeOf(error) === 'ERR_HTTP2_STREAM_ERROR') {
-    const { http2ErrorCode } = error as { http2ErrorCode?: unknown };
-    return `the kedge reset the stream: ${NAMES.get(http2ErrorCode) ?? `code ${String(http2ErrorCode)}`}`;
+  const { http2ErrorCode } = error as { http2ErrorCode?: unknown };
+  const name = NAMES.get(http2ErrorCode) ?? `code ${String(http2ErrorCode)}`;
+  if (codeOf(error) === 'ERR_HTTP2_STREAM_ERROR') return `the kedge reset the stream: ${name}`;
+  // undici puts this in place of whatever ended an answer with a length; PROTOCOL_ERROR is how nghttp2 ends one that is false.
+  const isShort = codeOf(error) === 'UND_ERR_RES_CONTENT_LENGTH_MISMATCH' && http2ErrorCode !== undefined;
+  if (isShort && http2ErrorCode !== constants.NGHTTP2_PROTOCOL_ERROR) {
+    return `connection lost or stream reset in the middle of the answer: ${name}`;
   }
   // NO_ERROR and CANCEL, for which Node has no error and undici two.
   if (/^HTTP\/2: stream (?:half-closed|closed before)/.test(error.message)) {
