@@ -200,6 +200,11 @@ describe('an upgrade', () => {
         ({ name }) => assert.equal(name, 'AbortError'),
       );
     }
+    const before = kedge.handshakes;
+    await assert.rejects(calls.upgrade({ ...options, protocol: 'x\r\ny: z', path: '/fine' }), {
+      code: 'ERR_KEDGE_REQUEST',
+    });
+    assert.equal(kedge.handshakes, before);
     const late = new AbortController();
     const { socket } = await calls.upgrade({ ...options, path: '/fine', signal: late.signal });
     late.abort();

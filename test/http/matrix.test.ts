@@ -141,6 +141,34 @@ for (const protocol of ['h2', 'h1'] as const) {
   }
 
   describe(`redirects over ${protocol}`, () => {
+    it("undici's interceptor follows them without the Host header that the caller gave the first", async (t) => {
+      const kedge = await startKedge(t, {
+        handler: (request, response) => {
+          const next: Record<string, string> = { '/away': 'http://b.us1:8080/there', '/near': '/there' };
+          request.resume();
+          const location = next[request.url!];
+          if (location !== undefined) {
+            response.statusCode = 303;
+            response.setHeader('location', location);
+          }
+          response.end();
+        },
+      });
+      const { dispatcher } = kedge.dialer({ http: { protocol } });
+      const following = dispatcher.compose(undici.interceptors.redirect({ maxRedirections: 3 }));
+      for (const [path, authority] of Object.entries({ '/away': 'b.us1:8080', '/near': 'a.us1' })) {
+        for (const name of ['host', 'Host']) {
+          for (const headers of [{ [name]: 'a.us1' }, [name, 'a.us1'], new Map([[name, 'a.us1']])]) {
+            const options = { origin: 'http://a.us1', path, method: 'POST', body: 'x', headers } as const;
+            const { statusCode, body } = await following.request(options);
+            await body.dump();
+            const { method, authority: found, path: at } = kedge.seen.at(-1)!;
+            assert.deepEqual([statusCode, method, found + at], [200, 'GET', `${authority}/there`]);
+          }
+        }
+      }
+    });
+
     for (const name of ['built-in fetch', 'undici fetch']) {
       it(`${name} follows them between mapped and unmapped targets`, async (t) => {
         const kedge = await startKedge(t, {

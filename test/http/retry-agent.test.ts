@@ -95,3 +95,15 @@ for (const protocol of ['h1', 'h2'] as const) {
     });
   });
 }
+
+it('an answer that ends before its length, without a loss, is told as an invalid one over HTTP/2', async (t) => {
+  const kedge = await startKedge(t, {
+    handler: (_request, response) => {
+      response.setHeader('content-length', 10);
+      (response as unknown as Writable).end('short');
+    },
+  });
+  const { dispatcher } = kedge.dialer();
+  const { body } = await dispatcher.request({ origin: ORIGIN, path: '/', method: 'GET' });
+  await assert.rejects(body.text(), { code: 'ERR_KEDGE_RESPONSE' });
+});
