@@ -125,6 +125,35 @@ describe('an aborted upload', () => {
   });
 });
 
+describe('a call that is aborted while its kedge is dialled', () => {
+  it('is over at once, by every API', async (t) => {
+    const kedge = await startKedge(t, { onTcp: () => true });
+    for (const protocol of ['h1', 'h2'] as const) {
+      const dialer = kedge.dialer({ http: { protocol } });
+      const { dispatcher } = dialer;
+      const calls: Record<string, (signal: AbortSignal, body: Readable) => Promise<unknown>> = {
+        fetch: (signal, body) => fetch(TARGET, { dispatcher, signal, method: 'POST', body, duplex: 'half' } as never),
+        'undici fetch': (signal, body) =>
+          undici.fetch(TARGET, { dispatcher, signal, method: 'POST', body, duplex: 'half' }),
+        request: (signal, body) => undici.request(TARGET, { dispatcher, signal, method: 'POST', body }),
+      };
+      for (const [name, call] of Object.entries(calls)) {
+        const given = new AbortController();
+        const body = Readable.from(['x', 'y']);
+        const over = assert.rejects(call(given.signal, body), { name: 'AbortError' });
+        await sleep(20);
+        assert.equal(dialer.stats().inFlight, 1, name);
+        given.abort();
+        await over;
+        await sleep(1);
+        assert.equal(dialer.stats().inFlight, 0, name);
+        // A fetch has wrapped its body in streams that nobody has begun to read.
+        if (name === 'request') assert.ok(body.destroyed);
+      }
+    }
+  });
+});
+
 describe('an upload that ends half-way', () => {
   for (const protocol of ['h2', 'h1'] as const) {
     it(`never looks whole to the kedge (${protocol})`, async (t) => {
