@@ -6,6 +6,7 @@ import http from 'node:http';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { before, describe, it, type TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import vm from 'node:vm';
 import * as grpc from '@grpc/grpc-js';
 import { type Echo, echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
@@ -303,6 +304,52 @@ describe('winch', () => {
     const from = (origin: string) => ask(port, 'http://orders.us1.test/', { headers: { origin } });
     assert.equal((await from('http://tool.test')).headers['access-control-allow-origin'], 'http://tool.test');
     assert.equal((await from('http://evil.test')).headers['access-control-allow-origin'], undefined);
+  });
+
+  it('ends a log-in with the state that it began with, and with no other', async (t) => {
+    const codes: string[] = [];
+    const provider = http.createServer(async (request, response) => {
+      response.setHeader('content-type', 'application/json');
+      if (request.url !== '/token') {
+        const endpoints = { authorization_endpoint: `${issuer}/authorize`, token_endpoint: `${issuer}/token` };
+        response.end(JSON.stringify({ issuer, ...endpoints, response_types_supported: ['code'] }));
+        return;
+      }
+      const body = new URLSearchParams(Buffer.concat(await request.toArray()).toString());
+      codes.push(String(body.get('code')));
+      response.end(JSON.stringify({ access_token: 'from-the-provider', token_type: 'Bearer', expires_in: 600 }));
+    });
+    provider.listen(0, '127.0.0.1');
+    await once(provider, 'listening');
+    t.after(() => provider.close().closeAllConnections());
+    const issuer = `http://127.0.0.1:${(provider.address() as AddressInfo).port}`;
+    const dir = await tempDir(t);
+    const oidc = { provider: issuer, client_id: 'laptop', secret: 's', path: join(dir, 'tokens') };
+    const route = { proxy_auth: 'me', direct: { key: 'a.test:80', url: 'https://127.0.0.1:1' } };
+    const winch: NodeProcess<{ port: number }> = await spawnNode(t, MAIN, [
+      '--server_http_port=any',
+      '--server_grpc_port=0',
+      `--server_mapper_config=${JSON.stringify({ routes: [route] })}`,
+      `--server_auth_config=${JSON.stringify({
+        auth_sources: [{ name: 'me', oidc: { ...oidc, login_callback_path: '/callback' } }],
+      })}`,
+    ]);
+    const { port } = winch.ready;
+    let isAnswered = false;
+    const waiting = ask(port, 'http://a.test/').finally(() => {
+      isAnswered = true;
+    });
+    for (let i = 0; i < 200 && !/log in for me: \S+\n/.test(winch.output); i += 1) await sleep(20);
+    const state = new URL(/log in for me: (\S+)/.exec(winch.output)![1]!).searchParams.get('state')!;
+    for (const forged of ['?state=x', '?code=stolen', `?state=${state}x&code=stolen`, ''])
+      assert.equal((await ask(port, `/callback${forged}`)).status, 404, forged);
+    await sleep(200);
+    assert.deepEqual([isAnswered, codes], [false, []]);
+    const right = await ask(port, `/callback?state=${state}&code=right`);
+    assert.equal(right.body, 'You are logged in. This page can be closed.\n');
+    assert.equal((await waiting).status, 502, 'nobody is at the kedge');
+    assert.deepEqual(codes, ['right']);
+    assert.equal((await ask(port, `/callback?state=${state}&code=again`)).status, 404);
   });
 
   it('is a proxy that curl can use', {
