@@ -47,7 +47,8 @@ export class State {
   /** As the files were when they were last right. */
   private files!: Config;
   private services: readonly V1Service[] = [];
-  private skipped: readonly string[] = [];
+  /** What is wrong or dangerous, and was said. */
+  private doubts: ReadonlySet<string> = new Set();
   private readonly stopDiscovery: () => void = () => {};
   private readonly firstServices = Promise.withResolvers<void>();
 
@@ -146,32 +147,28 @@ export class State {
       this.discovery === undefined
         ? { config: files, skipped: [] }
         : withServices(files, this.services, this.discovery);
-    for (const each of skipped) if (!this.skipped.includes(each)) this.report(each);
-    this.skipped = skipped;
-    for (const { name, security } of [...config.http.backends.values(), ...config.grpc.backends.values()])
-      if (security?.insecureSkipVerify) this.report(`backend ${name}: its certificate is not verified`);
-    for (const { routes, backends } of [config.http, config.grpc])
-      for (const { backendName } of routes)
-        if (!backends.has(backendName)) this.report(`no backend is called "${backendName}": its route answers 502`);
     const { http, grpc } = this.wires;
     // All are read before any is taken.
-    const dials = [dialsOf(config.http, config.tls), dialsOf(config.grpc, config.tls)] as const;
+    const dials = [http.dials(config.http, config.tls), grpc.dials(config.grpc, config.tls)] as const;
+    const doubts = new Set([...skipped, ...doubtsOf(config.http), ...doubtsOf(config.grpc)]);
+    for (const each of doubts) if (!this.doubts.has(each)) this.report(each);
+    this.doubts = doubts;
     this.files = files;
     this.current = { http: http.take(config.http, dials[0]), grpc: grpc.take(config.grpc, dials[1]) };
   }
 }
 
 type Open<L extends Line> = (address: Address, dial: Dial, isTls: boolean) => L;
-/** A backend's configuration, in one text, and how it is dialled. */
-type Dials = Map<string, { key: string; dial: Dial; config: BackendConfig }>;
+/** A backend's configuration, in one text, and how it is dialled where there is none like it yet. */
+type Dials = Map<string, { key: string; dial: Dial | undefined; config: BackendConfig }>;
 
-function dialsOf({ backends }: WireConfig<unknown>, tls: ReadonlyMap<string, string>): Dials {
-  const dials: Dials = new Map();
-  for (const [name, config] of backends) {
-    const key = `${JSON.stringify(config)} ${tls.get(config.security?.configName ?? '')}`;
-    dials.set(name, { key, dial: dialOf(config, tls), config });
-  }
-  return dials;
+function doubtsOf({ routes, backends }: WireConfig<{ backendName: string }>): string[] {
+  const doubts: string[] = [];
+  for (const { name, security } of backends.values())
+    if (security?.insecureSkipVerify) doubts.push(`backend ${name}: its certificate is not verified`);
+  for (const { backendName } of routes)
+    if (!backends.has(backendName)) doubts.push(`no backend is called "${backendName}": its route answers 502`);
+  return doubts;
 }
 
 /** The backends of one wire: what stays the same keeps its connections, what is gone ends when its requests have. */
@@ -186,11 +183,21 @@ class Backends<L extends Line> {
     this.cluster = cluster;
   }
 
+  /** Throws what cannot be read. */
+  dials({ backends }: WireConfig<unknown>, tls: ReadonlyMap<string, string>): Dials {
+    const dials: Dials = new Map();
+    for (const [name, config] of backends) {
+      const key = `${JSON.stringify(config)} ${tls.get(config.security?.configName ?? '')}`;
+      dials.set(name, { key, dial: this.named.has(key) ? undefined : dialOf(config, tls), config });
+    }
+    return dials;
+  }
+
   take<Route>({ routes, adhocRules }: WireConfig<Route>, dials: Dials): WireState<Route, L> {
     const byKey = new Map<string, Backend<L>>();
     const backends = new Map<string, Backend<L>>();
     for (const [name, { key, dial, config }] of dials) {
-      const backend = this.named.get(key) ?? this.make(config, dial);
+      const backend = this.named.get(key) ?? this.make(config, dial!);
       byKey.set(key, backend);
       backends.set(name, backend);
     }

@@ -278,6 +278,7 @@ describe('a kedge that discovers services', () => {
     api.remove('services', service('orders', 'shop', []));
     await until('other.test', '502 no-route');
     assert.equal(await ask('file.test'), 'file', 'services change while the files are wrong');
+    assert.equal(kedge.output.match(/service shop\/bad is not served/g)?.length, 1, 'said once');
   });
 
   it(`serves all it knew while the API server is away for ${OUTAGE_MS} ms, and what is new soon after`, async (t) => {
