@@ -534,7 +534,6 @@ describe('the program', () => {
     const processes = await kedgeProcesses(t, { director: {}, backendPool: {} });
     for (const [flags, message] of [
       [['--server_tls_client_cert_required=false'], /this kedge would let everybody in/],
-      [['--server_tls_client_ca_files='], /--server_tls_client_ca_files is required/],
       [['--unsafe_bearer_token_proxy_auth=x', '--server_oidc_provider_url=https://x'], /exclude each other/],
       [['--server_oidc_provider_url=https://x'], /go with the provider/],
       [['--server_http_tls_port=0'], /--server_http_tls_port is required/],
