@@ -1,5 +1,16 @@
 import { execFile } from 'node:child_process';
-import { check, is, object, optional, or, stringRecord, strings, type Table, text } from '../support/shape.ts';
+import {
+  check,
+  is,
+  isString,
+  object,
+  optional,
+  or,
+  stringRecord,
+  strings,
+  type Table,
+  text,
+} from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { type TokenSource, tokenError } from './token-source.ts';
 
@@ -25,7 +36,7 @@ const PATH = /^\{?((?:\.[\w-]+)+)\}?$/;
 
 const jsonPath = is(
   'a path such as {.credential.access_token}',
-  (value): value is string => typeof value === 'string' && PATH.test(value),
+  (value): value is string => isString(value) && PATH.test(value),
 );
 const OPTIONS = object({
   ...CACHE,
@@ -44,15 +55,8 @@ const OPTIONS = object({
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function execToken(options: ExecTokenOptions): TokenSource {
-  const {
-    command,
-    args,
-    env,
-    tokenPath,
-    expiryPath,
-    deadlineMs,
-    name = command,
-  } = check('execToken', OPTIONS, options);
+  const given = check('execToken', OPTIONS, options);
+  const { command, args, env, tokenPath, expiryPath, deadlineMs, name = command } = given;
   const token = tokenPath === undefined ? undefined : fieldsOf(tokenPath);
   const expiry = expiryPath === undefined ? undefined : fieldsOf(expiryPath);
   const info = { apiVersion: API_VERSIONS[0], kind: 'ExecCredential', spec: { interactive: false } };
