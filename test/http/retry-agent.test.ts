@@ -35,11 +35,9 @@ for (const protocol of ['h1', 'h2'] as const) {
             stream.end(BODY.subarray(start));
             return;
           }
-          stream.write(BODY.subarray(start, end), () => {
-            const socket =
-              'stream' in response ? response.stream.session!.socket : (response as ServerResponse).socket!;
-            setTimeout(() => socket.destroy(), 20);
-          });
+          stream.write(BODY.subarray(start, end));
+          const socket = 'stream' in response ? response.stream.session!.socket : (response as ServerResponse).socket!;
+          setTimeout(() => socket.destroy(), 150);
         },
       });
       const dialer = kedge.dialer({ http: { protocol } });
