@@ -36,8 +36,8 @@ for (const protocol of ['h1', 'h2'] as const) {
             return;
           }
           stream.write(BODY.subarray(start, end));
-          const socket = 'stream' in response ? response.stream.session!.socket : (response as ServerResponse).socket!;
-          setTimeout(() => socket.destroy(), 150);
+          const connection = 'stream' in response ? response.stream.session! : (response as ServerResponse).socket!;
+          setTimeout(() => connection.destroy(), 150);
         },
       });
       const dialer = kedge.dialer({ http: { protocol } });
@@ -67,8 +67,8 @@ for (const protocol of ['h1', 'h2'] as const) {
       const kedge = await startKedge(t, {
         handler: (_request, response) => {
           calls += 1;
-          const socket = 'stream' in response ? response.stream.session!.socket : (response as ServerResponse).socket!;
-          if (calls < 3) socket.destroy();
+          const connection = 'stream' in response ? response.stream.session! : (response as ServerResponse).socket!;
+          if (calls < 3) connection.destroy();
           else response.end('here');
         },
       });
