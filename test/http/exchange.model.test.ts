@@ -121,6 +121,7 @@ function cut(request: Request, how?: string): void {
   const session = request instanceof http.IncomingMessage ? undefined : request.stream.session;
   const socket = session?.socket ?? request.socket;
   setImmediate(() => {
+    if (session?.destroyed) return;
     if (how === 'fin') socket.destroySoon();
     else (session ?? socket).destroy();
   });
