@@ -12,9 +12,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { connectDialer } from '../../src/connect/index.ts';
 import { type Dialer, single, type TokenSource } from '../../src/index.ts';
 import { pick, random as seeded } from '../chaos/random.ts';
+import { exitAtOnce } from '../helpers/exit.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 import { rotating } from '../helpers/rotating.ts';
+
+exitAtOnce();
 
 const STEPS = Number(process.env.KEDGE_TEST_MODEL_STEPS ?? 50_000);
 const SEED = Number(process.env.KEDGE_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31));

@@ -10,9 +10,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { type Dialer, single, type TokenSource } from '../../src/index.ts';
+import { exitAtOnce } from '../helpers/exit.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 import { rotating } from '../helpers/rotating.ts';
+
+exitAtOnce();
 
 const STEPS = Number(process.env.KEDGE_TEST_MODEL_STEPS ?? 100_000);
 const SEED = Number(process.env.KEDGE_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31));

@@ -15,10 +15,13 @@ import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { single } from '../../src/index.ts';
 import { pick, random as seeded } from '../chaos/random.ts';
+import { exitAtOnce } from '../helpers/exit.ts';
 import { type EchoClient, echoClient } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 import { rotating } from '../helpers/rotating.ts';
+
+exitAtOnce();
 
 const STEPS = Number(process.env.KEDGE_TEST_MODEL_STEPS ?? 100_000);
 const SEED = Number(process.env.KEDGE_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31));

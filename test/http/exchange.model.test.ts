@@ -13,8 +13,11 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type * as undici from 'undici';
 import { createDialer, type Dialer, single, type TokenSource } from '../../src/index.ts';
+import { exitAtOnce } from '../helpers/exit.ts';
 import { type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { rotating } from '../helpers/rotating.ts';
+
+exitAtOnce();
 
 const STEPS = Number(process.env.KEDGE_TEST_MODEL_STEPS ?? 100_000);
 const SEED = Number(process.env.KEDGE_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31));
