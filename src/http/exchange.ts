@@ -1,4 +1,5 @@
 import type { IncomingHttpHeaders } from 'node:http';
+import type { ClientHttp2Stream } from 'node:http2';
 import type { Duplex } from 'node:stream';
 import { inspect } from 'node:util';
 import type { Core } from '../core.ts';
@@ -11,6 +12,7 @@ import type { Target } from '../target.ts';
 import { isOneShot, isStream, ReplayBody } from './body.ts';
 import { asError, callError, isInvalidRequest } from './errors.ts';
 import { Attempts, isIdempotent, type Outcome, outcomeOf, refusedStream } from './failover.ts';
+import { isRefused } from './h2.ts';
 import { flatHeaders, type HeadersInput } from './headers.ts';
 import type { HttpPool, HttpPools } from './pool.ts';
 import { checkPath, type DispatchOptions, needsH1, type PoolRequest, poolRequest } from './request.ts';
@@ -35,12 +37,13 @@ export class Exchange implements Handler, Controller {
   private pool: HttpPool | undefined;
   /** The attempt under way, once its pool has started it. */
   private live: Controller | undefined;
+  /** Its HTTP/2 stream. */
+  stream: ClientHttp2Stream | undefined;
   private hopIndex = 0;
   /** What was tried, once something has failed. */
   private attempts: Attempts | undefined;
-  /** When the attempt under way was started, and how many connections its pool had lost by then. */
+  /** When the attempt under way was started. */
   private startedAt = 0;
-  private losses = 0;
   /** Bearer headers of the attempt under way, for a refusal of one. */
   private proxyAuth: string | undefined;
   private backendAuth: string | undefined;
@@ -144,14 +147,14 @@ export class Exchange implements Handler, Controller {
    * over by now leaves, and its connection stays.
    */
   onRequestStart(controller: Controller, context: unknown): void {
-    const pool = this.pool!;
-    const refused = this.live !== undefined && this.losses === pool.losses;
+    const refused = isRefused(this.stream);
     this.start(context);
     if (this.done) throw this.reason ?? new DOMException('The call is over', 'AbortError');
     this.live = controller;
-    // A second start is undici's own retry. With no connection gone, it is that of a refused stream, which may not be safe.
+    // A second start is undici's own retry, which of a refused stream may not be safe.
     if (refused) throw refusedStream();
-    this.losses = pool.losses;
+    this.stream = undefined;
+    this.pool!.opening = this;
     this.startedAt = performance.now();
     if (this.isPaused) controller.pause();
   }
@@ -282,6 +285,7 @@ export class Exchange implements Handler, Controller {
 
   private attempt(index: number): boolean {
     this.live = undefined;
+    this.stream = undefined;
     this.hopIndex = index;
     const hop = this.plan.hops[index]!;
     if (debug.http.enabled) {
@@ -370,6 +374,7 @@ export class Exchange implements Handler, Controller {
 
   private finish(): void {
     this.done = true;
+    if (this.pool?.opening === this) this.pool.opening = undefined;
     this.endWait();
     void this.replay?.end();
     this.core.end();

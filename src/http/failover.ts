@@ -62,6 +62,12 @@ export function refusedStream(): Error {
   return Object.assign(error, { code: 'ERR_HTTP2_STREAM_ERROR', http2ErrorCode: NGHTTP2_REFUSED_STREAM });
 }
 
+/** What ends a stream that a GOAWAY leaves out; undici says it like this. */
+export function leftOut(code: number): Error {
+  const error = new Error(`HTTP/2: "GOAWAY" frame received with code ${code}`);
+  return Object.assign(error, { code: 'UND_ERR_SOCKET' });
+}
+
 export function outcomeOf(error: unknown, started: boolean): Outcome {
   // A dial that fails after the start: undici had taken the request back from a connection that turned it away.
   if (isDialError(error)) return started ? 'unprocessed' : 'unsent';

@@ -1,6 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { randomBytes } from 'node:crypto';
 import type { EventEmitter } from 'node:events';
+import type { ClientHttp2Stream } from 'node:http2';
 import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
@@ -54,8 +55,8 @@ export class HttpPool implements WirePool {
   private readonly failures = new Map<Protocol, { readonly error: KedgeError; readonly until: number }>();
   private readonly destroyed = Promise.withResolvers<unknown>();
   private isDestroyed = false;
-  /** Connections that were lost or said goodbye. */
-  losses = 0;
+  /** The call that was started last: the stream that undici opens next is its own. */
+  opening: { stream: ClientHttp2Stream | undefined } | undefined;
 
   constructor(generation: Generation, options: ResolvedOptions['http'], events: EventEmitter) {
     this.generation = generation;
@@ -223,9 +224,6 @@ export class HttpPool implements WirePool {
         return client;
       },
     });
-    pool.on('disconnect', () => {
-      this.losses += 1;
-    });
     for (const event of ['drain', 'connect', 'disconnect', 'connectionError'] as const) {
       pool.on(event as 'connect', (...details: readonly unknown[]) => this.events.emit(event, ...details));
     }
@@ -255,9 +253,13 @@ export class HttpPool implements WirePool {
     const { pingIntervalMs } = this.options;
     watchLoss(socket, isH2(socket));
     if (!isH2(socket)) return socket;
-    tend(socket, pingIntervalMs, () => {
+    const frozen = () => {
       const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
       return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: this.connector.name });
+    };
+    tend(socket, pingIntervalMs, frozen, (stream) => {
+      if (this.opening !== undefined) this.opening.stream = stream;
+      this.opening = undefined;
     });
     return socket;
   }

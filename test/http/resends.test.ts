@@ -82,6 +82,44 @@ describe('a request that is answered with REFUSED_STREAM', () => {
     });
   }
 
+  for (const [name, body] of Object.entries(bodies)) {
+    it(`is not sent again where other connections end meanwhile: POST, ${name}`, async (t) => {
+      const { kedge, executed } = await ledger(t, (request, response, seen) => {
+        if (request.url === '/h1') response.end('ok');
+        else refuse(400)(request, response, seen);
+      });
+      const { dispatcher } = kedge.dialer();
+      const call = send(dispatcher as undici.Dispatcher, 'POST', body());
+      call.catch(() => {});
+      while (executed.length === 0) await sleep(2);
+      await new Promise<void>((resolve, reject) => {
+        const options = { origin: TARGET, path: '/h1', method: 'GET' as const, allowH2: false };
+        dispatcher.dispatch(options as undici.Dispatcher.DispatchOptions, {
+          onRequestStart: () => {},
+          onResponseStart: () => {},
+          onResponseData: () => {},
+          onResponseEnd: () => resolve(),
+          onResponseError: (_controller, error) => reject(error),
+        });
+      });
+      for (const socket of kedge.sockets) if (socket.alpnProtocol !== 'h2') socket.end();
+      await assert.rejects(call, { code: 'ERR_KEDGE_CONNECTION' });
+      await sleep(100);
+      assert.deepEqual(executed, ['POST /', 'GET /h1']);
+    });
+
+    it(`is not sent again where its connection has said goodbye: POST, ${name}`, async (t) => {
+      const { kedge, executed } = await ledger(t, (request, response, seen) => {
+        (request as http2.Http2ServerRequest).stream.session!.goaway(0, 2 ** 31 - 1);
+        refuse(400)(request, response, seen);
+      });
+      const { dispatcher } = kedge.dialer();
+      await assert.rejects(send(dispatcher as undici.Dispatcher, 'POST', body()), { code: 'ERR_KEDGE_CONNECTION' });
+      await sleep(100);
+      assert.deepEqual(executed, ['POST /']);
+    });
+  }
+
   it('that comes at once moves to the next kedge with any method', async (t) => {
     const [one, two] = [await ledger(t, refuse(0)), await ledger(t, ok)];
     const dispatcher = via([one.kedge, two.kedge], one.kedge);
@@ -136,6 +174,45 @@ describe('a GOAWAY', () => {
       assert.equal(good.executed.length, 15);
     });
   }
+
+  for (const code of [0, 1, 7, 11]) {
+    it(`that announces one with code ${code} leaves unprocessed what the second does`, async (t) => {
+      const good = await ledger(t, ok);
+      let requests = 0;
+      const bad = await startRawKedge(t, 'h2', (socket) => {
+        socket.write(SETTINGS);
+        onFrames(socket, (type) => {
+          if (type !== 1) return;
+          requests += 1;
+          socket.write(goaway(2 ** 31 - 1, 0));
+          setTimeout(() => socket.write(goaway(0, code)), 300);
+        });
+      });
+      const dispatcher = via([bad, good.kedge], good.kedge);
+      const calls = Object.values(bodies).map((body) => send(dispatcher, 'POST', body()));
+      assert.deepEqual(await Promise.all(calls), ['ok', 'ok', 'ok']);
+      assert.equal(good.executed.length, 3, 'each was executed once');
+      assert.ok(requests > 0);
+    });
+  }
+
+  it('that is followed by another fails what that one covers, and only that', async (t) => {
+    const good = await ledger(t, ok);
+    const bad = await startRawKedge(t, 'h2', (socket) => {
+      socket.write(SETTINGS);
+      let requests = 0;
+      onFrames(socket, (type) => {
+        if (type !== 1) return;
+        requests += 1;
+        if (requests === 2) socket.write(Buffer.concat([goaway(2 ** 31 - 1, 0), goaway(1, 2)]));
+      });
+    });
+    const dispatcher = via([bad, good.kedge], good.kedge, { http: { protocol: 'h2', connections: 1 } });
+    const calls = [send(dispatcher, 'POST', 'one'), send(dispatcher, 'POST', 'two')];
+    const ends = await Promise.all(calls.map((call) => call.catch(({ code }) => code)));
+    assert.deepEqual(ends, ['ERR_KEDGE_CONNECTION', 'ok']);
+    assert.equal(good.executed.length, 1);
+  });
 
   it('that is read in the turn in which a request is dispatched costs no request, with any body', async (t) => {
     const { kedge, executed } = await ledger(t, ok, { alpn: ['h2'] });
