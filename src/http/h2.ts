@@ -6,6 +6,7 @@ import { continueUnasked } from './expect.ts';
 import { leftOut } from './failover.ts';
 import { Uploads } from './uploads.ts';
 import { watchSession } from './watchdog.ts';
+import { endOnlyWhole } from './whole.ts';
 
 /** Streams that a GOAWAY left out: undici ends them with the code of those that were refused. */
 const unprocessed = new WeakSet<ClientHttp2Stream>();
@@ -29,6 +30,7 @@ export function tend(
     streams.add(stream);
     stream.once('close', () => streams.delete(stream));
     closeAsCancelled(stream);
+    endOnlyWhole(stream);
     uploads.watch(stream);
     continueUnasked(stream);
   });

@@ -8,7 +8,7 @@ import type tls from 'node:tls';
 import * as undici from 'undici';
 import { type DialerOptions, type KedgeError, single } from '../../src/index.ts';
 import { type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
-import { goaway, onFrames, SETTINGS, startRawKedge } from '../helpers/raw-kedge.ts';
+import { frame, goaway, onFrames, SETTINGS, startRawKedge } from '../helpers/raw-kedge.ts';
 import { rotating } from '../helpers/rotating.ts';
 
 const TARGET = 'http://orders.us1:8080/';
@@ -233,6 +233,66 @@ describe('a GOAWAY', () => {
     }
     assert.equal(executed.length, sent, 'each was executed once');
   });
+});
+
+describe('an HTTP/2 answer that is reset before its end', () => {
+  const data = (stream: number, flags: number) => frame(0, flags, stream, Buffer.from('half'));
+  // From HPACK's static table: `:status: 200`.
+  const head = (stream: number, flags = 0) => frame(1, 4 | flags, stream, Buffer.from([0x88]));
+  const length = (stream: number) => frame(1, 4, stream, Buffer.from([0x88, 0x0f, 0x0d, 2, 0x31, 0x30]));
+  const reset = (stream: number, code: number) => frame(3, 0, stream, Buffer.from([0, 0, 0, code]));
+  const serve = (t: TestContext, answer: (socket: tls.TLSSocket, stream: number) => void) =>
+    startRawKedge(t, 'h2', (socket) => {
+      socket.write(SETTINGS);
+      onFrames(socket, (type, stream, flags) => {
+        if (type <= 1 && (flags & 1) === 1) answer(socket, stream);
+      });
+    });
+
+  for (const [code, name] of ['NO_ERROR', 'CANCEL'].entries()) {
+    for (const [form, begin] of Object.entries({ 'of no length': head, 'with a length': length })) {
+      for (const afterMs of [0, 50]) {
+        it(`with ${name} is not taken for a whole one, ${form}, after ${afterMs} ms`, async (t) => {
+          const by = await startKedge(t);
+          const bad = await serve(t, (socket, stream) => {
+            const cut = reset(stream, code * 8);
+            if (afterMs === 0) socket.write(Buffer.concat([begin(stream), data(stream, 0), cut]));
+            else {
+              socket.write(Buffer.concat([begin(stream), data(stream, 0)]));
+              setTimeout(() => socket.write(cut), afterMs);
+            }
+          });
+          const dispatcher = via([bad], by);
+          for (const method of ['GET', 'POST']) {
+            const call = send(dispatcher, method, method === 'GET' ? null : 'x');
+            await assert.rejects(call, { code: 'ERR_KEDGE_CONNECTION' });
+          }
+          assert.equal(bad.connections, 1, 'the connection stays');
+        });
+      }
+    }
+
+    it(`with ${name} and had not begun is sent again where it is idempotent`, async (t) => {
+      const good = await ledger(t, ok);
+      const bad = await serve(t, (socket, stream) => socket.write(reset(stream, code * 8)));
+      const dispatcher = via([bad, good.kedge], good.kedge);
+      assert.equal(await send(dispatcher, 'GET', null), 'ok');
+      await assert.rejects(send(dispatcher, 'POST', 'x'), { code: 'ERR_KEDGE_CONNECTION' });
+    });
+
+    it(`with ${name} behind its end is whole, also where it is read late`, async (t) => {
+      const by = await startKedge(t);
+      const bad = await serve(t, (socket, stream) => {
+        socket.write(Buffer.concat([head(stream), data(stream, 1), reset(stream, code * 8)]));
+      });
+      const dispatcher = via([bad], by);
+      for (const method of ['GET', 'POST'] as const) {
+        const { body } = await undici.request(TARGET, { dispatcher, method });
+        await sleep(50);
+        assert.equal(await body.text(), 'half');
+      }
+    });
+  }
 });
 
 describe('an HTTP/1.1 connection that was used before and ends without an answer', () => {
