@@ -21,7 +21,8 @@ export function isInvalidRequest(error: unknown): boolean {
 
 /** What a failed call is told: a {@link KedgeError} with undici's error as its cause; the caller's own errors as they are. */
 export function callError(error: unknown, target: string, kedge: Connector | undefined): Error {
-  if (isKedgeError(error)) return error.for(target);
+  // All calls of a connection are told of the end of their dialer with one error.
+  if (isKedgeError(error)) return error.for(target, error.code === 'ERR_KEDGE_CLOSED' ? kedge?.name : undefined);
   const cause = asError(error);
   const context = { target, kedge: kedge?.name, cause };
   const name = codeOf(cause);
@@ -29,11 +30,16 @@ export function callError(error: unknown, target: string, kedge: Connector | und
   const reset = streamReset(cause);
   if (reset !== undefined) return new KedgeError('ERR_KEDGE_CONNECTION', reset, context);
   if (TIMEOUT.test(name)) return new KedgeError('ERR_KEDGE_TIMEOUT', cause.message, context);
-  if (RESPONSE.test(name)) return new KedgeError('ERR_KEDGE_RESPONSE', cause.message, context);
+  if (RESPONSE.test(name) || isUnparsable(cause)) return new KedgeError('ERR_KEDGE_RESPONSE', cause.message, context);
   if (!isLost(name)) return cause;
   return (
     kedge?.refusal?.for(target) ?? new KedgeError('ERR_KEDGE_CONNECTION', `connection lost: ${cause.message}`, context)
   );
+}
+
+/** Whether undici found an HTTP/1.1 answer to be none; it knows no code of these. */
+export function isUnparsable({ name }: Error): boolean {
+  return name === 'HTTPParserError';
 }
 
 export function asError(error: unknown): Error {

@@ -3,7 +3,7 @@ import type { Core } from '../core.ts';
 import { isDialError } from '../kedge/connector.ts';
 import type { Hop } from '../kedge/kedge.ts';
 import { codeOf, isKedgeError } from '../support/errors.ts';
-import { isLost } from './errors.ts';
+import { isLost, isUnparsable } from './errors.ts';
 
 /**
  * What an error says of the attempt that it ended.
@@ -51,7 +51,7 @@ const losses = new WeakMap<Error, 'unserved' | 'stale'>();
 export function watchLoss(socket: Socket, isH2: boolean): void {
   socket.once('error', (error) => {
     // Only an orderly end proves that there was nothing to read: a reset discards what was.
-    if (!isH2 && socket.bytesRead > 0) losses.set(error, 'stale');
+    if (!isH2 && socket.bytesRead > 0 && !isUnparsable(error)) losses.set(error, 'stale');
     else if (isH2 && socket.bytesRead === 0 && /other side closed/.test(error.message)) losses.set(error, 'unserved');
   });
 }

@@ -72,7 +72,7 @@ export class Uploads {
   }
 
   /** To undici it looks as if the kedge had asked for it: calls under way finish, others meet a new connection. */
-  private retire(): void {
+  retire(): void {
     if (this.isRetired) return;
     this.isRetired = true;
     setImmediate(() => {

@@ -121,10 +121,10 @@ export class KedgeError extends Error {
   }
 
   /** The same failure as one call met it: connections are shared, so a failed dial belongs to many calls. */
-  for(target: string): KedgeError {
+  for(target: string, kedge?: string): KedgeError {
     if (this.target !== undefined) return this;
-    const { code, reason, kedge, stage, cause } = this;
-    return new KedgeError(code, reason, { target, kedge, stage, cause });
+    const { code, reason, stage, cause } = this;
+    return new KedgeError(code, reason, { target, kedge: this.kedge ?? kedge, stage, cause });
   }
 }
 

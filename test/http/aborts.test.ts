@@ -216,7 +216,8 @@ describe('destroy()', () => {
       while (kedge.seen.length === 0) await sleep(2);
       await identity.rotate();
       await dialer.destroy();
-      for (const call of calls) await assert.rejects(call, { code: 'ERR_KEDGE_CLOSED' });
+      const { host } = new URL(kedge.url);
+      for (const call of calls) await assert.rejects(call, { code: 'ERR_KEDGE_CLOSED', kedge: host });
       assert.deepEqual([dialer.stats().inFlight, dialer.stats().kedges], [0, []]);
     });
   }

@@ -318,3 +318,26 @@ describe('a request that expects 100 (Continue) over HTTP/2', () => {
     assert.ok(performance.now() - began < 900);
   });
 });
+
+describe('an HTTP/2 connection whose stream ids run out', () => {
+  it('is replaced in time, and no call fails', async (t) => {
+    const kedge = await startKedge(t);
+    const { dispatcher } = kedge.dialer({ http: { protocol: 'h2', connections: 1 } });
+    const sessions = new Set<http2.ClientHttp2Session>();
+    const note = (message: unknown) => {
+      const session = (message as { stream: http2.ClientHttp2Stream }).stream.session as http2.ClientHttp2Session;
+      if (sessions.has(session)) return;
+      sessions.add(session);
+      // Node's types lack it.
+      const { setNextStreamID } = session as unknown as { setNextStreamID(id: number): void };
+      setImmediate(() => setNextStreamID.call(session, 2 ** 31 - 5));
+    };
+    subscribe('http2.client.stream.created', note);
+    t.after(() => unsubscribe('http2.client.stream.created', note));
+    for (let i = 0; i < 8; i += 1) {
+      await (await undici.request(TARGET, { dispatcher })).body.dump();
+      await sleep(20);
+    }
+    assert.ok(kedge.handshakes > 1);
+  });
+});

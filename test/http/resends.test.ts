@@ -343,3 +343,29 @@ describe('a POST', () => {
     assert.deepEqual([one.executed, two.executed], [['POST /'], []]);
   });
 });
+
+describe('an HTTP/1.1 answer that is not HTTP', () => {
+  const answers = {
+    'no status line': 'hello world\r\n\r\n',
+    'a false chunk': 'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n',
+    'a false header': 'HTTP/1.1 200 OK\r\nx y: z\r\ncontent-length: 0\r\n\r\n',
+  };
+  for (const [name, answer] of Object.entries(answers)) {
+    it(`is said to be one, and not asked for again: ${name}`, async (t) => {
+      const by = await startKedge(t);
+      let requests = 0;
+      const bad = await startRawKedge(t, 'http/1.1', (socket) => {
+        socket.on('data', () => {
+          requests += 1;
+          socket.write(answer);
+        });
+      });
+      const dispatcher = via([bad], by);
+      for (let sent = 1; sent <= 2; sent += 1) {
+        await assert.rejects(send(dispatcher, 'GET', null), { name: 'KedgeError', code: 'ERR_KEDGE_RESPONSE' });
+        await sleep(30);
+        assert.equal(requests, sent);
+      }
+    });
+  }
+});
