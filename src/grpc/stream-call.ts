@@ -203,14 +203,24 @@ export class StreamCall {
   }
 
   private onClose(): void {
-    if (this.final !== undefined && (this.final.code === status.OK || this.isOver)) return;
+    if (this.isOver) return;
+    if (this.final !== undefined) {
+      // OK, and its caller has not read all yet. The stream has no 'end' any more if it was destroyed before.
+      if (this.readsClosed) return;
+      if (this.stream.readableLength > 0) {
+        this.broken('lost', status.UNAVAILABLE, this.session.why?.message ?? 'Connection dropped', NGHTTP2_NO_ERROR);
+        return;
+      }
+      this.readsClosed = true;
+      this.settle();
+      return;
+    }
     const { rstCode = NGHTTP2_NO_ERROR } = this.stream;
     if (rstCode === NGHTTP2_REFUSED_STREAM) {
       this.broken('unprocessed', status.UNAVAILABLE, 'Stream refused by server', rstCode);
     } else if (this.session.isLost && !this.session.hasErred) {
       this.broken('lost', status.UNAVAILABLE, this.session.why?.message ?? 'Connection dropped', rstCode);
     } else if (rstCode === NGHTTP2_NO_ERROR) {
-      if (this.final !== undefined) return;
       const details = `Received RST_STREAM with code ${rstCode} (Call ended without gRPC status)`;
       if (this.httpStatus !== undefined && this.httpStatus !== 200) this.end(mapped(this.httpStatus));
       else this.broken('reset', status.INTERNAL, details, rstCode);

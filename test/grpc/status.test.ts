@@ -1,27 +1,29 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import http2 from 'node:http2';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { isKedgeError, kedgeErrorOf, single, type TokenSource } from '../../src/index.ts';
+import { type Dialer, isKedgeError, kedgeErrorOf, single, type TokenSource } from '../../src/index.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
-import { startKedge } from '../helpers/kedge.ts';
+import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 
 const ADDRESS = 'greeter.us1:9090';
 const Client = echoClient();
 const { status } = grpc;
 
 /** A kedge that answers every call by hand. */
-async function startAnswering(t: TestContext, answer: (stream: http2.ServerHttp2Stream) => void) {
+async function startAnswering(t: TestContext, answer: (stream: http2.ServerHttp2Stream) => void | Promise<void>) {
   const server = http2.createServer();
   server.on('session', (session) => session.on('error', () => {}));
   server.on('stream', (stream) => {
     stream.on('error', () => {});
-    answer(stream);
+    void answer(stream);
   });
   const kedge = await startKedge(t, { onH2: (socket) => server.emit('connection', socket) });
-  return { kedge, client: new (grpcDialer(kedge.dialer()).wrap(Client))(ADDRESS) };
+  const dialer = kedge.dialer();
+  return { kedge, dialer, client: new (grpcDialer(dialer).wrap(Client))(ADDRESS) };
 }
 
 const failure = (call: Promise<unknown>) =>
@@ -176,6 +178,77 @@ describe('a status after headers', () => {
       assert.equal((error.cause as { code?: string } | undefined)?.code, 'ERR_KEDGE_CONNECTION', cut);
     }
   });
+});
+
+describe('a connection that ends after the last message and an OK', () => {
+  const COUNT = 30;
+  const message = () => {
+    const json = Buffer.from('{"text":"x","authority":""}');
+    return Buffer.concat([Buffer.from([0, 0, 0, 0, json.length]), json]);
+  };
+
+  /** What a caller gets that reads on when the connection is gone. */
+  async function readLate(
+    t: TestContext,
+    end: (kedge: TestKedge, dialer: Dialer) => void,
+    pauseMs: number | undefined,
+  ) {
+    const answered = Promise.withResolvers<void>();
+    const { client, kedge, dialer } = await startAnswering(t, async (stream) => {
+      stream.respond({ ':status': 200, 'content-type': 'application/grpc' }, { waitForTrailers: true });
+      stream.on('wantTrailers', () => {
+        stream.sendTrailers({ 'grpc-status': '0' });
+        setTimeout(answered.resolve, 50);
+      });
+      if (pauseMs === undefined) stream.write(Buffer.concat(Array.from({ length: COUNT }, message)));
+      else {
+        for (let i = 0; i < COUNT; i += 1) {
+          stream.write(message());
+          await sleep(pauseMs);
+        }
+      }
+      stream.end();
+    });
+    const call = client.serverStream({ text: '' });
+    const ended = new Promise<grpc.ServiceError | undefined>((resolve) => {
+      call.on('error', (error) => resolve(error as grpc.ServiceError));
+      call.on('end', () => resolve(undefined));
+    });
+    // It asks for the first, which has some more read ahead, and then for no more.
+    await once(call, 'readable');
+    await answered.promise;
+    end(kedge, dialer);
+    await sleep(50);
+    let got = 0;
+    call.on('data', () => {
+      got += 1;
+    });
+    const late = sleep(3000, 'the call never ended', { ref: false });
+    const error = await Promise.race([ended, late]);
+    assert.ok(typeof error !== 'string', error);
+    assert.equal(dialer.stats().inFlight, 0);
+    return { error, got };
+  }
+
+  const ends: Record<string, (kedge: TestKedge, dialer: Dialer) => void> = {
+    'in order': (kedge) => {
+      for (const socket of kedge.sockets) socket.end();
+    },
+    'by a reset': (kedge) => kedge.reset(),
+    'by destroy()': (_kedge, dialer) => void dialer.destroy(),
+  };
+  for (const [name, end] of Object.entries(ends)) {
+    it(`${name} takes nothing from a slow reader that has arrived`, async (t) => {
+      assert.deepEqual(await readLate(t, end, undefined), { error: undefined, got: COUNT });
+    });
+
+    it(`${name} is the end of a call whose reader was too slow`, async (t) => {
+      const { error, got } = await readLate(t, end, 5);
+      assert.equal(error?.code, status.UNAVAILABLE);
+      assert.ok(isKedgeError(error?.cause));
+      assert.ok(got < COUNT);
+    });
+  }
 });
 
 describe('kedgeErrorOf() on gRPC', () => {
