@@ -3,7 +3,7 @@ import type { Hop } from '../kedge/kedge.ts';
 import type { Plan } from '../mapper/router.ts';
 import { isKedgeError, type KedgeError } from '../support/errors.ts';
 import type { Session } from './session.ts';
-import { HEAD_START_MS, type SessionPool } from './session-pool.ts';
+import type { SessionPool } from './session-pool.ts';
 
 /** The open pool of a kedge; the wire decides with which settings, and sees to it that a call which waits asks again. */
 export type PoolOf = (hop: Hop) => SessionPool;
@@ -62,7 +62,7 @@ export class Attempts {
         const session = this.askAgain(index);
         if (isKedgeError(session)) continue;
         if (session.state === 'ready') return this.take(index, session);
-        isPatient ||= isFresh(session);
+        isPatient ||= session.isFresh;
       }
     }
     while (!isPatient) {
@@ -71,14 +71,15 @@ export class Attempts {
       const session = this.ask(index);
       if (isKedgeError(session)) continue;
       if (session.state === 'ready') return this.take(index, session);
-      isPatient = isFresh(session);
+      isPatient = session.isFresh;
     }
     if (this.waiting !== undefined && this.waiting.size > 0) return 'wait';
     // Whoever asks again, by its retry policy or because it waits until one is ready, may have any of them.
     this.asked = undefined;
     const error = this.lastError;
     this.lastError = undefined;
-    // None was left to ask: the dialer has been closed, say.
+    // None was left to ask: the dialer has been closed, say. With `asked` empty one is, and that gives a session, a wait or
+    // an error, so that this is never done twice.
     return error ?? this.next();
   }
 
@@ -173,9 +174,4 @@ export class Attempts {
     this.waiting!.delete(index);
     session.unwait();
   }
-}
-
-/** Whether its head start is not over yet. */
-function isFresh({ since }: Session): boolean {
-  return performance.now() - since < HEAD_START_MS;
 }

@@ -13,7 +13,7 @@ const SWEEP_MS = 2_500;
 /** How long after a failed dial calls get its error rather than another dial, in ms: callers may retry at once. */
 const COOL_MS = 250;
 /** How long a kedge may take to connect before calls ask the route's next one as well, in ms (RFC 8305 §5). */
-export const HEAD_START_MS = 250;
+const HEAD_START_MS = 250;
 
 /** The pools of a generation, which have `maxConnections` together. */
 const siblingsOf = new WeakMap<Generation, Set<SessionPool>>();
@@ -205,6 +205,8 @@ export class SessionPool implements WirePool, SessionOwner {
     const session = new Session(this);
     this.sessions.add(session);
     setTimeout(() => {
+      // Told by the timer, not by a clock: Node's timers may be early, and nobody asks a second time.
+      session.isFresh = false;
       if (session.state === 'connecting') this.notify();
     }, HEAD_START_MS).unref();
     this.sweeper ??= setInterval(() => this.sweep(), SWEEP_MS).unref();

@@ -10,6 +10,7 @@ import type { Connector } from '../kedge/connector.ts';
 import type { Kedge } from '../kedge/kedge.ts';
 import { debug } from '../support/debug.ts';
 import { KedgeError } from '../support/errors.ts';
+import { MAX_INT32 } from '../support/timer.ts';
 import { keepAlive } from './keep-alive.ts';
 
 /** How an RPC connection is set up; connections are shared by calls with equal settings. */
@@ -48,14 +49,16 @@ export interface SessionOwner {
 /** `draining`: it takes no new calls, and closes with its last. `closed` is final, also after a failed dial. */
 export type SessionState = 'connecting' | 'ready' | 'draining' | 'closed';
 
+/** From here on a connection takes no new calls; those that wait for it have the rest (RFC 9113 §5.1.1). */
+const LAST_STREAM_ID = MAX_INT32 - 2 ** 20;
 /** How long a kedge may take to close its half of a connection that is closed, in ms. */
 const CLOSE_MS = 1_000;
 
 /** One HTTP/2 connection for RPCs, from its dial to its end. */
 export class Session {
   state: SessionState = 'connecting';
-  /** When the dial began, on the clock of `performance.now()`. */
-  readonly since = performance.now();
+  /** Whether its head start is not over yet: calls wait for it alone. */
+  isFresh = true;
   /** Why its dial failed. */
   failure: KedgeError | undefined;
   /** Whether the connector does not know of that. */
@@ -155,8 +158,11 @@ export class Session {
    */
   open(headers: OutgoingHttpHeaders): ClientHttp2Stream {
     const { http2 } = this;
-    if (http2!.closed) this.drain();
+    // A session that Node has destroyed is not `closed`, and one whose socket is destroyed takes requests.
+    if (this.isLost) http2!.destroy();
+    if (http2!.closed || http2!.destroyed) this.drain();
     const stream = http2!.request(headers);
+    if ((stream.id ?? 0) > LAST_STREAM_ID) this.drain();
     // Calls hold the process, connections do not.
     if (this.streams.size === 0) http2!.ref();
     this.streams.add(stream);

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { fork } from 'node:child_process';
+import diagnostics from 'node:diagnostics_channel';
 import { once } from 'node:events';
 import http2 from 'node:http2';
 import net from 'node:net';
@@ -261,6 +262,42 @@ describe('a GOAWAY with an error', () => {
       assert.ok(odd.handshakes > 0);
       assert.equal(good.calls.length, 5);
     }
+  });
+});
+
+describe('a connection', () => {
+  /** The HTTP/2 sessions of this process on which streams are opened, the newest last. */
+  const sessionsOf = (t: TestContext) => {
+    const sessions: http2.ClientHttp2Session[] = [];
+    const see = (message: unknown) => {
+      const { session } = (message as { stream: http2.ClientHttp2Stream }).stream;
+      if (session !== undefined && !sessions.includes(session as http2.ClientHttp2Session))
+        sessions.push(session as http2.ClientHttp2Session);
+    };
+    diagnostics.subscribe('http2.client.stream.created', see);
+    t.after(() => void diagnostics.unsubscribe('http2.client.stream.created', see));
+    return sessions;
+  };
+
+  it('that comes to the end of its stream numbers is replaced before', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = kedge.dialer();
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const sessions = sessionsOf(t);
+    await unary(client, 'x');
+    // As after 2^30 calls.
+    (sessions[0] as unknown as { setNextStreamID(id: number): void }).setNextStreamID(2 ** 31 - 7);
+    const stays = client.bidi();
+    stays.on('error', () => {});
+    stays.write({ text: 'still here' });
+    for (let i = 0; i < 8; i += 1) assert.equal((await unary(client, `${i}`)).text, `${i}`);
+    assert.equal(kedge.handshakes, 2);
+    stays.end();
+    const texts: string[] = [];
+    for await (const { text } of stays as AsyncIterable<{ text: string }>) texts.push(text);
+    assert.deepEqual(texts, ['still here'], 'its own calls go on');
+    for (let i = 0; i < 50 && kedge.sockets.size > 1; i += 1) await sleep(10);
+    assert.equal(kedge.sockets.size, 1);
   });
 });
 

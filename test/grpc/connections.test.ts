@@ -66,6 +66,20 @@ describe('a route whose first kedge is slow', () => {
     assert.ok(first.calls.length > 0, 'new calls fail back');
   });
 
+  it('asks the next one after a head start also where timers are early', async (t) => {
+    const [first, second] = await Promise.all([startGrpcKedge(t), startGrpcKedge(t)]);
+    const gate = await startGate(t, first.port);
+    const dialer = first.dialer({ mapper: single(first.route({ kedge: [gate.url, second.url] })) });
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    // Node's may be by up to 1 ms.
+    const now = performance.now.bind(performance);
+    t.mock.method(performance, 'now', () => now() * 0.98);
+    const began = now();
+    assert.equal((await unary(client, 'x')).text, 'x');
+    assert.ok(now() - began < 3000, 'the call waited for the deadline of the dial');
+    assert.equal(second.calls.length, 1);
+  });
+
   it('leaves no socket behind when a black hole is given up', { skip: process.platform !== 'linux' }, async (t) => {
     const kedge = await startGrpcKedge(t);
     const hole = await startBlackHole(t);
