@@ -90,7 +90,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
   }
 
   sendMessageWithContext(context: MessageContext, message: Buffer): void {
-    if (!this.isOver) this.outgoing!.send(context, message);
+    if (this.isOver) process.nextTick(() => context.callback?.());
+    else this.outgoing!.send(context, message);
   }
 
   startRead(): void {

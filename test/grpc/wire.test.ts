@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { createDialer, isKedgeError, pem, single, staticToken, type TokenSource } from '../../src/index.ts';
-import { type Echo, echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
+import { type Echo, echoClient, echoService, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 
@@ -67,6 +70,45 @@ describe('a mapped gRPC call', () => {
     bidi.end();
     const [status] = (await once(bidi, 'status')) as [grpc.StatusObject];
     assert.equal(status.code, grpc.status.OK);
+  });
+
+  it('calls back every write, before and after its end', async (t) => {
+    const early = {
+      early: { ...echoService('test.Early').clientStream, path: '/test.Early/Early' },
+    };
+    const answers = [{ code: grpc.status.NOT_FOUND, details: 'enough' }, null];
+    const kedge = await startGrpcKedge(t, {
+      addServices: (server) =>
+        server.addService(early, {
+          early: (call: grpc.ServerReadableStream<unknown, Echo>, callback: grpc.sendUnaryData<Echo>) => {
+            const error = answers.shift()!;
+            call.once('data', () => callback(error, error === null ? { text: 'enough', authority: '' } : undefined));
+          },
+        }),
+    });
+    const Early = grpc.makeGenericClientConstructor(early, 'test.Early');
+    const client = new (grpcDialer(kedge.dialer()).wrap(Early as never) as never as grpc.ServiceClientConstructor)(
+      ADDRESS,
+      grpc.credentials.createInsecure(),
+    );
+    type Early = (callback: (error: grpc.ServiceError | null) => void) => grpc.ClientWritableStream<{ text: string }>;
+    const call = () => {
+      const { promise: ended, resolve } = Promise.withResolvers<grpc.status | undefined>();
+      const stream = (client['early'] as unknown as Early).call(client, (error) => resolve(error?.code));
+      return { ended, stream };
+    };
+    const words = async function* () {
+      for (let i = 0; i < 40; i += 1) {
+        yield { text: 'x' };
+        await sleep(5);
+      }
+    };
+    for (const code of [grpc.status.NOT_FOUND, undefined]) {
+      const { ended, stream } = call();
+      const written = pipeline(Readable.from(words()), stream as never as NodeJS.WritableStream).then(() => 'written');
+      assert.equal(await Promise.race([written, sleep(3000, 'hangs', { ref: false })]), 'written');
+      assert.equal(await ended, code);
+    }
   });
 
   it('shares connections: 200 calls to 20 services open at most 2', async (t) => {
@@ -256,7 +298,6 @@ describe('an unmapped gRPC target', () => {
   it('uses the credentials of the caller and nothing of ours, or is refused', async (t) => {
     const kedge = await startGrpcKedge(t);
     const plain = new grpc.Server();
-    const { echoService } = await import('../helpers/grpc-kedge.ts');
     let seen: grpc.Metadata | undefined;
     plain.addService(echoService('test.Echo'), {
       unary: (call: grpc.ServerUnaryCall<{ text: string }, Echo>, callback: grpc.sendUnaryData<Echo>) => {
