@@ -5,7 +5,6 @@ import type {
   IncomingHttpStatusHeader,
   OutgoingHttpHeaders,
 } from 'node:http2';
-import { type Code, ConnectError } from '@connectrpc/connect';
 import type { Core } from '../core.ts';
 import { type CallTokens, checkCallHeaders, ownBytes } from '../kedge/call-headers.ts';
 import type { Plan, Resolved } from '../mapper/router.ts';
@@ -13,9 +12,10 @@ import { Attempts } from '../rpc/attempts.ts';
 import { type Session, type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { debug } from '../support/debug.ts';
-import { isKedgeError, KedgeError, rpcStatusOf } from '../support/errors.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
 import type { Wire } from '../target.ts';
+import { connectError, type OpenCall, watchCall } from './call-stream.ts';
 import { Wait } from './wait.ts';
 
 /** The part of connect-node's session manager that its transports use. */
@@ -65,9 +65,12 @@ export class KedgeSessionManager implements ConnectSessionManager {
     core.begin();
     const wait = new Wait(core, headers, signal);
     try {
-      const stream = await this.open(method, path, headers, wait.signal);
-      stream.once('close', () => core.end());
-      return stream;
+      const call = await this.open(method, path, headers, wait.signal);
+      watchCall(call, () => {
+        call.session.ended(call.stream);
+        core.end();
+      });
+      return call.stream;
     } catch (error) {
       core.end();
       throw connectError(error, this.url.host);
@@ -84,7 +87,7 @@ export class KedgeSessionManager implements ConnectSessionManager {
     path: string,
     headers: OutgoingHttpHeaders,
     signal: AbortSignal,
-  ): Promise<ClientHttp2Stream> {
+  ): Promise<OpenCall> {
     const { target, plan } = this.resolve(wireOf(headers['content-type']));
     if (plan === undefined) {
       throw new KedgeError('ERR_KEDGE_UNMAPPED', 'no mapper knows this target', { target: target.authority });
@@ -101,7 +104,7 @@ export class KedgeSessionManager implements ConnectSessionManager {
     if (tokens.proxyAuth !== undefined) sent['proxy-authorization'] = tokens.proxyAuth;
     const keepsOwn = headers['authorization'] !== undefined && !tokens.overrideAuthorization;
     if (tokens.backendAuth !== undefined && !keepsOwn) sent['authorization'] = tokens.backendAuth;
-    const stream = await this.dial(plan, target.authority, sent, signal);
+    const call = await this.dial(plan, target.authority, sent, signal);
     const judge = (answer: IncomingHttpHeaders & IncomingHttpStatusHeader) => {
       const { ':status': status, 'grpc-status': grpcStatus } = answer;
       // Who refused is not told apart: both sources may have fresh tokens for the next call.
@@ -109,9 +112,9 @@ export class KedgeSessionManager implements ConnectSessionManager {
       plan.proxyAuth?.invalidate(tokens.proxyAuth);
       plan.backendAuth?.invalidate(tokens.backendAuth);
     };
-    stream.once('response', judge);
-    stream.once('trailers', judge);
-    return stream;
+    call.stream.once('response', judge);
+    call.stream.once('trailers', judge);
+    return call;
   }
 
   private resolve(wire: Wire): Resolved {
@@ -122,12 +125,7 @@ export class KedgeSessionManager implements ConnectSessionManager {
   }
 
   /** The first kedge of the route that can be had; a call that was begun is never sent again. */
-  private async dial(
-    plan: Plan,
-    target: string,
-    headers: OutgoingHttpHeaders,
-    signal: AbortSignal,
-  ): Promise<ClientHttp2Stream> {
+  private async dial(plan: Plan, target: string, headers: OutgoingHttpHeaders, signal: AbortSignal): Promise<OpenCall> {
     const { core } = this;
     const attempts = new Attempts(core, plan, (hop) => {
       return this.join(sessionPool(core.kedges.get(hop), this.settings, core.options));
@@ -142,10 +140,11 @@ export class KedgeSessionManager implements ConnectSessionManager {
         }
         const stream = openOn(session, headers);
         if (stream === undefined) continue;
-        if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', target, headers[':path'], attempts.kedgeName);
+        const { kedgeName: kedge } = attempts;
+        if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', target, headers[':path'], kedge);
         // What ends it before its caller has it must not end the process.
         stream.on('error', () => {});
-        return stream;
+        return { stream, session, target, kedge, contentType: headers['content-type'] };
       }
     } finally {
       attempts.release();
@@ -195,12 +194,4 @@ function openOn(session: Session, headers: OutgoingHttpHeaders): ClientHttp2Stre
 /** `application/grpc` and its kinds, but not gRPC-Web, as kedges tell. */
 function wireOf(contentType: unknown): Wire {
   return /^application\/grpc(?:[+;]|$)/.test(String(contentType)) ? 'grpc' : 'http';
-}
-
-function connectError(error: unknown, target: string): ConnectError {
-  if (error instanceof ConnectError) return error;
-  const cause = isKedgeError(error)
-    ? error.for(target)
-    : new KedgeError('ERR_KEDGE_CONNECTION', 'the call failed', { target, cause: error });
-  return new ConnectError(cause.message, rpcStatusOf(cause.code) as Code, undefined, undefined, cause);
 }

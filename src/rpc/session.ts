@@ -152,7 +152,7 @@ export class Session {
   }
 
   /**
-   * Opens the stream of a call; the session is in use until the stream has closed.
+   * Opens the stream of a call; the session is in use until the stream has closed, or {@link ended}.
    *
    * @throws what node:http2 says of the headers, or of a connection that is closing: that is not usable from then on
    */
@@ -174,6 +174,18 @@ export class Session {
     return stream;
   }
 
+  /** The call is over: its stream has closed, or has ended on the wire and waits for a reader. */
+  ended(stream: ClientHttp2Stream): void {
+    if (!this.streams.delete(stream) || this.streams.size > 0 || this.state === 'closed') return;
+    if (this.http2!.destroyed) {
+      this.close();
+      return;
+    }
+    this.idleSince = performance.now();
+    this.http2!.unref();
+    this.unused();
+  }
+
   /** Takes no new calls, but those that wait for it; closes when the last of them is over. */
   drain(): void {
     if (this.state === 'closed' || this.mustDrain) return;
@@ -188,18 +200,6 @@ export class Session {
     // Which would wait for the kedge, after a GOAWAY.
     this.socket?.destroy();
     this.setState('closed');
-  }
-
-  private ended(stream: ClientHttp2Stream): void {
-    this.streams.delete(stream);
-    if (this.streams.size > 0 || this.state === 'closed') return;
-    if (this.http2!.destroyed) {
-      this.close();
-      return;
-    }
-    this.idleSince = performance.now();
-    this.http2!.unref();
-    this.unused();
   }
 
   private unused(): void {

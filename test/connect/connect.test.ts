@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
+import http2 from 'node:http2';
 import { describe, it, type TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { create, createFileRegistry, type DescService, type MessageShape } from '@bufbuild/protobuf';
 import {
   FileDescriptorProtoSchema,
@@ -193,6 +195,98 @@ for (const [protocol, transport] of Object.entries(transports)) {
         await Promise.all([...calls, greeter.unary({ value: 'y' })]);
       }
       assert.equal(new Set(kedge.seen.map(({ clientSerial }) => clientSerial)).size, 6);
+    });
+
+    it('holds nothing of a call that is over, whatever its transport left unread', async (t) => {
+      let status = 502;
+      let type = 'text/plain';
+      const kedge = await startKedge(t, {
+        handler: (_request, response) => {
+          (response as http2.Http2ServerResponse).writeHead(status, { 'content-type': type });
+          response.end(Buffer.alloc(2000, 0xff));
+        },
+      });
+      const dialer = kedge.dialer({ drainTimeoutMs: 30_000 });
+      const greeter = client(transport(dialer));
+      for ([status, type] of [
+        [502, 'text/plain'],
+        [404, 'text/html'],
+        [200, 'text/html'],
+        [200, protocol === 'gRPC' ? 'application/grpc' : 'application/proto'],
+      ] as const) {
+        for (let i = 0; i < 20; i += 1) await assert.rejects(greeter.unary({ value: 'x' }), ConnectError);
+        await assert.rejects(collect(greeter.both(stream('1'))), ConnectError);
+      }
+      await sleep(50);
+      assert.equal(dialer.stats().inFlight, 0);
+      assert.equal(kedge.handshakes, 1);
+      const began = performance.now();
+      await dialer.close();
+      assert.ok(performance.now() - began < 5_000);
+    });
+
+    it('holds nothing of a stream that its caller had enough of', async (t) => {
+      const kedge = await startGreeter(t);
+      const dialer = kedge.dialer({ drainTimeoutMs: 30_000 });
+      const greeter = client(transport(dialer));
+      for (let i = 0; i < 20; i += 1) {
+        for await (const { value } of greeter.down({ value: 'abc' })) {
+          assert.equal(value, 'a');
+          break;
+        }
+      }
+      await sleep(50);
+      assert.equal(dialer.stats().inFlight, 0);
+      const began = performance.now();
+      await dialer.close();
+      assert.ok(performance.now() - began < 5_000);
+    });
+
+    it('resets an answer that goes on and that nobody reads', async (t) => {
+      const { promise: over, resolve } = Promise.withResolvers<void>();
+      const kedge = await startKedge(t, {
+        handler: (_request, response) => {
+          (response as http2.Http2ServerResponse).writeHead(503, { 'content-type': 'text/plain' });
+          (response as http2.Http2ServerResponse).write('x');
+          response.once('close', resolve);
+        },
+      });
+      const dialer = kedge.dialer();
+      await assert.rejects(client(transport(dialer)).unary({ value: 'x' }), { code: Code.Unavailable });
+      await over;
+      await sleep(20);
+      assert.equal(dialer.stats().inFlight, 0);
+    });
+
+    it('says of a call that was lost on its way which kedge had it, and that it may be made again', async (t) => {
+      const server = http2.createServer();
+      server.on('session', (session) => session.on('error', () => {}));
+      let dialer!: Dialer;
+      const deeds: Record<string, [string, (stream: http2.ServerHttp2Stream) => void]> = {
+        destroy: ['ERR_KEDGE_CLOSED', () => void dialer.destroy()],
+        'late close': ['ERR_KEDGE_CLOSED', () => void dialer.close()],
+        'angry goaway': ['ERR_KEDGE_CONNECTION', ({ session }) => session!.goaway(2, 2 ** 31 - 1)],
+        cut: ['ERR_KEDGE_CONNECTION', ({ session }) => session!.socket.destroy()],
+        refusal: ['ERR_KEDGE_CONNECTION', (stream) => stream.close(http2.constants.NGHTTP2_REFUSED_STREAM)],
+      };
+      let deed = '';
+      server.on('stream', (stream) => {
+        stream.on('error', () => {});
+        setTimeout(() => deeds[deed]![1](stream), 20);
+      });
+      const kedge = await startKedge(t, { onH2: (socket) => server.emit('connection', socket) });
+      for (deed of Object.keys(deeds)) {
+        dialer = kedge.dialer({ drainTimeoutMs: 200 });
+        await assert.rejects(client(transport(dialer)).unary({ value: 'x' }), (error: ConnectError) => {
+          const { cause } = error;
+          assert.ok(isKedgeError(cause), `${deed}: ${error.message}`);
+          const { code, stage, target, kedge: name } = cause;
+          const expected = [Code.Unavailable, deeds[deed]![0], 'kedge', 'greeter.us1:9090', `127.0.0.1:${kedge.port}`];
+          assert.deepEqual([error.code, code, stage, target, name], expected, deed);
+          return true;
+        });
+        assert.equal(dialer.stats().inFlight, 0, deed);
+      }
     });
 
     it('refuses what no mapper knows, and everything once the dialer is closed', async (t) => {
