@@ -207,15 +207,16 @@ export class Kedge implements DialObserver {
       this.options.onWarning(
         isKedgeError(error) ? error : new Error('kedge-dialer: rotation failed', { cause: error }),
       );
+      this.age();
       return;
     }
     debug.identity('%s: generation %d replaces %d', this.address.name, this.live.id, old.id);
     this.retire(old);
   }
 
-  private open(): Generation {
+  private open(last?: AnySnapshot): Generation {
     const { address, identity, peer } = this.hop;
-    const snapshot = identity === undefined ? undefined : this.snapshot(identity);
+    const snapshot = last ?? (identity === undefined ? undefined : this.snapshot(identity));
     this.generations += 1;
     const connector = new Connector(address, snapshot, peer, this.addresses, this.options.timeouts, this);
     this.age();
@@ -231,7 +232,7 @@ export class Kedge implements DialObserver {
     if (snapshot?.notAfter !== undefined) {
       this.hasExpired = snapshot.notAfter.getTime() <= Date.now();
       const stopWarning = this.options.expiry.watch(snapshot);
-      const stopTimer = this.hasExpired ? () => {} : at(snapshot.notAfter, () => this.rotate());
+      const stopTimer = this.hasExpired ? () => {} : at(snapshot.notAfter, () => this.expire());
       this.stopExpiry = () => {
         stopWarning();
         stopTimer();
@@ -239,6 +240,20 @@ export class Kedge implements DialObserver {
     }
     // Not before: the same certificate stays watched, and is not warned of again.
     stopLast?.();
+  }
+
+  /** Where the identity has no other certificate, what follows has the same one: its dials say that it has expired. */
+  private expire(): void {
+    const old = this.live;
+    this.rotate();
+    if (this.live !== old || this.closing) return;
+    this.live = this.open(old.identity);
+    old.destroy(this.expired());
+  }
+
+  private expired(): KedgeError {
+    const context = { kedge: this.address.name, stage: 'kedge' } as const;
+    return new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', 'the client certificate of the connection expired', context);
   }
 
   /** With jitter, so that many pods do not reconnect together. */
@@ -280,10 +295,8 @@ export class Kedge implements DialObserver {
       `the call was still running ${drainTimeoutMs} ms after its connection began to drain`,
       context,
     );
-    const reason = 'the client certificate of the connection expired';
-    const expired = new KedgeError('ERR_KEDGE_IDENTITY_EXPIRED', reason, context);
     const { identity } = generation;
-    const stop = identity?.notAfter && at(identity.notAfter, () => generation.destroy(expired));
+    const stop = identity?.notAfter && at(identity.notAfter, () => generation.destroy(this.expired()));
     const drained = generation.drain(drainTimeoutMs, late).finally(() => {
       stop?.();
       this.draining.delete(generation);

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
+import type { ServerResponse } from 'node:http';
 import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -28,6 +29,8 @@ const expired = (error: unknown) => {
   assert.match(found.message, /\d{4}-\d\d-\d\dT/);
   return true;
 };
+
+const expiredEarly = ({ code, stage }: KedgeError) => code === 'ERR_KEDGE_IDENTITY_EXPIRED' && stage === 'kedge';
 
 describe('a certificate that expires', () => {
   it('gives a typed error before anything is dialled, on both wires', async (t) => {
@@ -60,6 +63,33 @@ describe('a certificate that expires', () => {
     await write(60_000);
     await sleep(1000);
     assert.equal((await dialer.fetch('http://a.us1/')).status, 200);
+  });
+
+  it('takes its connections along, also when its identity gives no other', async (t) => {
+    const kedge = await startKedge(t, {
+      handler: (_request, response) => void (response as ServerResponse).writeHead(200).write('x'),
+    });
+    const first = (await lasting(-1000, 1500)).current();
+    let isBroken = false;
+    const identity = {
+      current: () => {
+        if (isBroken) throw new Error('no certificate any more');
+        return first;
+      },
+      subscribe: () => () => {},
+    };
+    const dialer = kedge.dialer({ identity, onWarning: () => {} });
+    const response = await dialer.fetch('http://a.us1/');
+    isBroken = true;
+    const body = assert.rejects(response.text(), (error: Error) => {
+      for (let at: unknown = error; at instanceof Error; at = at.cause) if (isKedgeError(at)) return expiredEarly(at);
+      return false;
+    });
+    await sleep(first.notAfter.getTime() - Date.now() + 100);
+    await body;
+    await assert.rejects(dialer.fetch('http://a.us1/'), expired);
+    for (let i = 0; i < 50 && kedge.sockets.size > 0; i += 1) await sleep(10);
+    assert.equal(kedge.sockets.size, 0);
   });
 
   it('by a clock that is wrong serves again when that is right, and ends its connections when it expires', async (t) => {
