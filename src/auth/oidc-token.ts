@@ -91,6 +91,8 @@ class OidcClient {
   /** Settles, and never fails, when the last grant that was begun is over. */
   private granting: Promise<unknown> = Promise.resolve();
   private loggingIn: Promise<FetchedToken> | undefined;
+  /** Of a log-in that outlasted those who waited for it: nobody is sent to log in again while it counts. */
+  private unclaimed: FetchedToken | undefined;
 
   constructor(name: string, options: OidcTokenOptions) {
     this.name = name;
@@ -126,6 +128,11 @@ class OidcClient {
     this.granting = granted.catch(() => {});
     const refreshed = await granted;
     if (refreshed !== undefined) return refreshed;
+    const { unclaimed } = this;
+    this.unclaimed = undefined;
+    if (unclaimed !== undefined && (unclaimed.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY) > Date.now()) {
+      return unclaimed;
+    }
     const { login } = this.options;
     if (login === undefined) {
       const reason =
@@ -138,7 +145,9 @@ class OidcClient {
     this.loggingIn ??= this.logIn(client, config, login).finally(() => {
       this.loggingIn = undefined;
     });
-    return this.loggingIn;
+    const token = await this.loggingIn;
+    this.unclaimed = signal.aborted ? token : undefined;
+    return token;
   }
 
   /** Undefined: there is no refresh token that the provider takes. */

@@ -269,6 +269,23 @@ describe('oidcToken', () => {
     assert.equal(seen.logins, 1);
   });
 
+  it('sends nobody to log in again who took longer than a call waits, without a refresh token either', async (t) => {
+    const provider = await startProvider(t);
+    const { options, seen } = laptop(provider);
+    const login: OidcTokenOptions['login'] = async (url, signal) => {
+      await sleep(900);
+      return options.login!(url, signal);
+    };
+    const source = oidcToken({ ...options, scopes: ['openid'], login, deadlineMs: 700 });
+    await assert.rejects(source.token(), /no token within 700 ms/);
+    await sleep(1500);
+    assert.equal(decodeJwt(await source.token()).sub, 'ada');
+    assert.equal(seen.logins, 1);
+    // It is given once: what was refused is not given again.
+    source.invalidate!();
+    await assert.rejects(source.token(), /no token within 700 ms/);
+  });
+
   it('takes what another process left in the file for newer than what it has itself', async (t) => {
     const provider = await startProvider(t);
     const { options, seen } = laptop(provider);
