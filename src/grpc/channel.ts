@@ -14,6 +14,7 @@ import { type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type PoolState, peekSessionPool, type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { MAX_INT32 } from '../support/timer.ts';
 import { KedgeCall } from './call.ts';
 import type { CallContext, CallInit } from './call-context.ts';
 import { Connectivity } from './connectivity.ts';
@@ -85,7 +86,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
       throw new KedgeError('ERR_KEDGE_OPTIONS', reason, { target: authority });
     }
     hide(this, `KedgeChannel(${authority})`);
-    this.settings = settingsOf(options, core.options.grpc);
+    this.settings = settingsOf(options, core.options.grpc, authority);
     this.connectivity = new Connectivity(() => this.getConnectivityState(false));
     this.userAgent = [options['grpc.primary_user_agent'], GRPC_JS, options['grpc.secondary_user_agent']]
       .filter(Boolean)
@@ -264,12 +265,21 @@ function clientClosed(): KedgeError {
   return new KedgeError('ERR_KEDGE_CLOSED', 'the client is closed');
 }
 
-function settingsOf(options: ChannelOptions, defaults: Core['options']['grpc']): SessionSettings {
+function settingsOf(options: ChannelOptions, defaults: Core['options']['grpc'], target: string): SessionSettings {
   const keepaliveTimeMs = options['grpc.keepalive_time_ms'] ?? defaults.keepaliveTimeMs;
+  const windowBytes = options['grpc-node.flow_control_window'] ?? defaults.windowBytes;
+  // Node would throw it at nobody, and so at the process, once there is a connection.
+  if (!Number.isInteger(windowBytes) || windowBytes < 1 || windowBytes > MAX_INT32) {
+    const reason = `channel option \`grpc-node.flow_control_window\` is a whole number of bytes from 1 to ${MAX_INT32}`;
+    throw new KedgeError('ERR_KEDGE_OPTIONS', reason, { target });
+  }
   return sessionSettings({
-    windowBytes: options['grpc-node.flow_control_window'] ?? defaults.windowBytes,
+    windowBytes: Math.max(windowBytes, MIN_WINDOW_BYTES),
     keepaliveTimeMs: keepaliveTimeMs > 0 ? keepaliveTimeMs : Number.POSITIVE_INFINITY,
     keepaliveTimeoutMs: options['grpc.keepalive_timeout_ms'] ?? defaults.keepaliveTimeoutMs,
     keepaliveWithoutCalls: options['grpc.keepalive_permit_without_calls'] === 1,
   });
 }
+
+/** Every connection has this much at least (RFC 9113 §6.9.2). */
+const MIN_WINDOW_BYTES = 65_535;

@@ -16,6 +16,24 @@ const AUTHORITY = 'greeter.shop.svc.us1:9090';
 const EchoClient = echoClient();
 
 describe('a mapped gRPC call', () => {
+  it('refuses a window that no connection can have, and takes one that is small', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const Client = grpcDialer(kedge.dialer()).wrap(EchoClient);
+    const open = (window: unknown) =>
+      new Client(ADDRESS, undefined, { 'grpc-node.flow_control_window': window as number });
+    for (const window of [2 ** 31, 1.5, 0, -1, Number.NaN, '65535']) {
+      assert.throws(() => open(window), {
+        code: 'ERR_KEDGE_OPTIONS',
+        message: /flow_control_window. is a whole number/,
+      });
+    }
+    for (const window of [1, 65_535, 2 ** 31 - 1]) {
+      const client = open(window);
+      assert.equal((await unary(client, 'hi')).text, 'hi');
+      client.close();
+    }
+  });
+
   it('keeps its authority, proves itself to the kedge by its name, and brings the tokens', async (t) => {
     const kedge = await startGrpcKedge(t);
     const dialer = kedge.dialer({
