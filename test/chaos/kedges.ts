@@ -11,6 +11,9 @@ import type { World } from './world.ts';
 
 const PROGRAM = fileURLToPath(new URL('../../examples/kedge/main.ts', import.meta.url));
 
+/** On a busy machine more calls are under way when a connection is lost than the default budget sends again. */
+export const AMPLE_BUDGET = { failover: { retryBudget: 1 } } as const;
+
 /** Two reference kedges in processes of their own, each behind a relay, before one backend. */
 export interface Pair {
   readonly processes: NodeProcess<{ port: number }>[];

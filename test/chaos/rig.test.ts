@@ -4,7 +4,7 @@ import { Agent, Dispatcher } from 'undici';
 import type { Dialer } from '../../src/index.ts';
 import { noneFailed } from './asserts.ts';
 import { httpClient } from './clients.ts';
-import { startPair } from './kedges.ts';
+import { AMPLE_BUDGET, startPair } from './kedges.ts';
 import { Load } from './load.ts';
 import { type Row, runScenario, type Scenario } from './run.ts';
 import { Secrets } from './secrets.ts';
@@ -18,7 +18,7 @@ const SCENARIO: Scenario = {
   run: async (world) => {
     const { urls, relays } = await startPair(world);
     // What is broken below is an HTTP dispatcher.
-    const load = world.load(world.clients(urls, { wires: ['h1', 'h2'] }));
+    const load = world.load(world.clients(urls, { wires: ['h1', 'h2'], dialer: AMPLE_BUDGET }));
     await world.pass(1);
     relays[0]!.reset();
     await world.pass(1);

@@ -2,7 +2,7 @@
 import dns from 'node:dns';
 import { startBlackHole } from '../../helpers/black-hole.ts';
 import { failures, noneFailed, recovery, tally, typed, within } from '../asserts.ts';
-import { startPair } from '../kedges.ts';
+import { AMPLE_BUDGET, startPair } from '../kedges.ts';
 import { isIdempotent, took } from '../load.ts';
 import type { Scenario } from '../run.ts';
 
@@ -16,7 +16,7 @@ const kill: Scenario = {
   executions: 3,
   run: async (world) => {
     const pair = await startPair(world);
-    const load = world.load(world.clients(pair.direct));
+    const load = world.load(world.clients(pair.direct, { dialer: AMPLE_BUDGET }));
     for (let i = 0; i < world.times(8, 2); i += 1) {
       await world.pass(1.5, 0.7);
       await pair.processes[i % 2]!.kill();

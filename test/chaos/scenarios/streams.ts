@@ -7,7 +7,7 @@ import { type KedgeHandler, startKedge } from '../../helpers/kedge.ts';
 import { codeOf, failures, noneFailed, tally, typed, within } from '../asserts.ts';
 import { answer, echo, ID } from '../backend.ts';
 import { httpClient } from '../clients.ts';
-import { startFaulty } from '../kedges.ts';
+import { AMPLE_BUDGET, startFaulty } from '../kedges.ts';
 import type { Scenario } from '../run.ts';
 import type { World } from '../world.ts';
 
@@ -34,7 +34,7 @@ const beforeHeaders: Scenario = {
       setTimeout(() => cut(request), 2);
     };
     const [bad, good] = await Promise.all([startFaulty(world, everyNth(world, 20, fault)), startFaulty(world)]);
-    const load = world.load(world.clients([bad.url, good.url]));
+    const load = world.load(world.clients([bad.url, good.url], { dialer: AMPLE_BUDGET }));
     await world.pass(15, 3);
     await load.stop();
     noneFailed(world, load.calls, 'idempotent');
