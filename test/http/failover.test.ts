@@ -233,12 +233,12 @@ describe('the breaker', () => {
       },
     });
     const two = await startKedge(t, { handler: named('two') });
-    const dialer = both(one, two, { failover: { breaker: { backoffMs: 200 } } });
+    const dialer = both(one, two, { failover: { breaker: { backoffMs: 2000 } } });
     for (let i = 0; i < 20; i += 1) assert.equal(await post(dialer.dispatcher, 'x'), 'two:x');
     assert.equal(dials, 1);
     assert.equal(dialer.stats().kedges.find(({ kedge }) => one.url.endsWith(kedge))!.breaker, 'open');
     alive = true;
-    await sleep(220);
+    await sleep(2020);
     assert.equal(await post(dialer.dispatcher, 'x'), 'one:x');
     assert.equal(dials, 2);
   });
