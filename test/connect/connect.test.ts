@@ -266,7 +266,7 @@ for (const [protocol, transport] of Object.entries(transports)) {
         destroy: ['ERR_KEDGE_CLOSED', () => void dialer.destroy()],
         'late close': ['ERR_KEDGE_CLOSED', () => void dialer.close()],
         'angry goaway': ['ERR_KEDGE_CONNECTION', ({ session }) => session!.goaway(2, 2 ** 31 - 1)],
-        cut: ['ERR_KEDGE_CONNECTION', ({ session }) => session!.socket.destroy()],
+        cut: ['ERR_KEDGE_CONNECTION', ({ session }) => session!.socket.destroySoon()],
         refusal: ['ERR_KEDGE_CONNECTION', (stream) => stream.close(http2.constants.NGHTTP2_REFUSED_STREAM)],
       };
       let deed = '';
