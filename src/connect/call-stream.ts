@@ -63,15 +63,9 @@ export function watchCall(call: OpenCall, onEnd: () => void): void {
 export function connectError(error: unknown, target: string, kedge?: string, code?: Code): ConnectError {
   if (error instanceof ConnectError) return error;
   const cause = isKedgeError(error)
-    ? placed(error, target, kedge)
+    ? error.for(target, kedge)
     : new KedgeError('ERR_KEDGE_CONNECTION', 'the call failed', { target, kedge, cause: error });
   return new ConnectError(cause.message, code ?? (rpcStatusOf(cause.code) as Code), undefined, undefined, cause);
-}
-
-function placed(error: KedgeError, target: string, kedge: string | undefined): KedgeError {
-  if (error.target !== undefined && (error.kedge !== undefined || kedge === undefined)) return error;
-  const { code, reason, stage, cause } = error;
-  return new KedgeError(code, reason, { target: error.target ?? target, kedge: error.kedge ?? kedge, stage, cause });
 }
 
 /** Why a stream is destroyed; `error` is what Node or its owner says. */

@@ -1,15 +1,12 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, constants } from 'node:http2';
 import type { Socket } from 'node:net';
-import { watchStreams } from '../kedge/streams.ts';
+import { LAST_STREAM_ID, watchStreams } from '../kedge/streams.ts';
 import { closeAsCancelled } from './cancel.ts';
 import { continueUnasked } from './expect.ts';
 import { leftOut } from './failover.ts';
 import { Uploads } from './uploads.ts';
 import { watchSession } from './watchdog.ts';
 import { endOnlyWhole } from './whole.ts';
-
-/** Ids of streams run out with 2^31 (RFC 9113 §5.1.1), and undici goes on with a connection that has none; it is replaced before. */
-const LAST_ID = 2 ** 31 - 2 ** 20;
 
 /** Streams that a GOAWAY left out: undici ends them with the code of those that were refused. */
 const unprocessed = new WeakSet<ClientHttp2Stream>();
@@ -35,7 +32,7 @@ export function tend(
     closeAsCancelled(stream);
     endOnlyWhole(stream);
     uploads.watch(stream);
-    if ((stream.id ?? 0) > LAST_ID) uploads.retire();
+    if ((stream.id ?? 0) > LAST_STREAM_ID) uploads.retire();
     continueUnasked(stream);
   });
 }

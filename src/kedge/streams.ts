@@ -1,6 +1,10 @@
 import { subscribe } from 'node:diagnostics_channel';
 import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
 import type { Socket } from 'node:net';
+import { MAX_INT32 } from '../support/timer.ts';
+
+/** Ids of streams run out (RFC 9113 §5.1.1): from this one on a connection is replaced, and calls that wait for it have the rest. */
+export const LAST_STREAM_ID = MAX_INT32 - 2 ** 20;
 
 /** Sees each new HTTP/2 stream of a connection. */
 export type OnStream = (stream: ClientHttp2Stream, session: ClientHttp2Session) => void;

@@ -8,9 +8,9 @@ import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import type { Connector } from '../kedge/connector.ts';
 import type { Kedge } from '../kedge/kedge.ts';
+import { LAST_STREAM_ID } from '../kedge/streams.ts';
 import { debug } from '../support/debug.ts';
 import { KedgeError } from '../support/errors.ts';
-import { MAX_INT32 } from '../support/timer.ts';
 import { keepAlive } from './keep-alive.ts';
 
 /** How an RPC connection is set up; connections are shared by calls with equal settings. */
@@ -49,8 +49,6 @@ export interface SessionOwner {
 /** `draining`: it takes no new calls, and closes with its last. `closed` is final, also after a failed dial. */
 export type SessionState = 'connecting' | 'ready' | 'draining' | 'closed';
 
-/** From here on a connection takes no new calls; those that wait for it have the rest (RFC 9113 §5.1.1). */
-const LAST_STREAM_ID = MAX_INT32 - 2 ** 20;
 /** How long a kedge may take to close its half of a connection that is closed, in ms. */
 const CLOSE_MS = 1_000;
 

@@ -122,9 +122,9 @@ export class KedgeError extends Error {
 
   /** The same failure as one call met it: connections are shared, so a failed dial belongs to many calls. */
   for(target: string, kedge?: string): KedgeError {
-    if (this.target !== undefined) return this;
+    if (this.target !== undefined && (this.kedge !== undefined || kedge === undefined)) return this;
     const { code, reason, stage, cause } = this;
-    return new KedgeError(code, reason, { target, kedge: this.kedge ?? kedge, stage, cause });
+    return new KedgeError(code, reason, { target: this.target ?? target, kedge: this.kedge ?? kedge, stage, cause });
   }
 }
 

@@ -13,6 +13,7 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type * as undici from 'undici';
 import { createDialer, type Dialer, single, type TokenSource } from '../../src/index.ts';
+import { random as seeded } from '../chaos/random.ts';
 import { exitAtOnce } from '../helpers/exit.ts';
 import { type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { rotating } from '../helpers/rotating.ts';
@@ -37,15 +38,9 @@ subscribe('net.client.socket', (message) => {
 
 type Random = (below: number) => number;
 
-/** mulberry32. */
 function randomOf(seed: number): Random {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
+  const next = seeded(seed);
+  return (below) => Math.floor(next() * below);
 }
 
 const hash = (data: string | Buffer) => createHash('sha256').update(data).digest('base64url');

@@ -132,7 +132,7 @@ const frozen: Scenario = {
     const { urls, relays } = await startPair(world);
     // HTTP/2 has no headers timeout here, so its PINGs have to do it. Seconds of calls are lost at once, which is more than
     // the default budget would send again.
-    const h2 = world.clients(urls, { wires: ['h2'], dialer: { failover: { retryBudget: 1 } } });
+    const h2 = world.clients(urls, { wires: ['h2'], dialer: AMPLE_BUDGET });
     const load = world.load([...world.clients(urls, { ...FREEZE, wires: ['h1', 'grpc'] }), ...h2], { rate: 15 });
     for (let i = 0; i < world.times(4); i += 1) {
       await world.pass(1.5, 1);
