@@ -1,28 +1,16 @@
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import http from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { startNamedBackend } from '../helpers/named-backend.ts';
 import { startReferenceKedge } from '../helpers/reference-kedge.ts';
 import { ApiServer, sliceOf } from './api-server.ts';
-
-async function listen(t: TestContext, name: string): Promise<number> {
-  const server = http.createServer((_request, response) => response.end(name)).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.after(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return (server.address() as AddressInfo).port;
-}
 
 /** A kedge in front of the endpoints of `orders.shop`, and the body or status of what it answers. */
 async function startWorld(t: TestContext, dnsPortName = 'orders.shop:http') {
   const api = await ApiServer.start(t);
   process.env['KUBECONFIG'] = api.kubeconfig;
   t.after(() => delete process.env['KUBECONFIG']);
-  const [one, two] = await Promise.all([listen(t, 'one'), listen(t, 'two')]);
+  const [one, two] = await Promise.all([startNamedBackend(t, 'one'), startNamedBackend(t, 'two')]);
   api.put('endpointslices', sliceOf('orders', 'shop', { http: one }));
   const { dialer } = await startReferenceKedge(t, {
     director: { http: { routes: [{ backend_name: 'orders' }] } },

@@ -1,8 +1,5 @@
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
-import http from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -12,6 +9,7 @@ import { withServices } from '../../examples/kedge/services.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { createDialer, single } from '../../src/index.ts';
 import { echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
+import { startNamedBackend } from '../helpers/named-backend.ts';
 import { kedgeProcesses } from '../helpers/reference-kedge.ts';
 import { ApiServer, type Item, sliceOf } from './api-server.ts';
 
@@ -201,15 +199,7 @@ describe('services become routes and backends', () => {
 /** The kedge as a process that discovers Services, with one HTTP and one gRPC backend behind them. */
 async function startWorld(t: TestContext) {
   const api = await ApiServer.start(t);
-  const listen = async (name: string) => {
-    const server = http.createServer((_request, response) => response.end(name)).listen(0, '127.0.0.1');
-    await once(server, 'listening');
-    t.after(() => {
-      server.closeAllConnections();
-      server.close();
-    });
-    return (server.address() as AddressInfo).port;
-  };
+  const listen = (name: string) => startNamedBackend(t, name);
   const [one, two, file, rpc] = await Promise.all([listen('one'), listen('two'), listen('file'), startEchoServer(t)]);
   api.put('services', service('orders', 'shop', [['http', 80, 'web']]));
   api.put('endpointslices', sliceOf('orders', 'shop', { http: one }));
