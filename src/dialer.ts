@@ -1,4 +1,4 @@
-import { Core, setCore } from './core.ts';
+import { Core, setCore } from './engine/core.ts';
 import { type Explanation, explain } from './explain.ts';
 import { HttpDispatcher } from './http/dispatcher.ts';
 import { Fallback } from './http/fallback.ts';
@@ -92,7 +92,7 @@ export function createDialer(options: DialerOptions): Dialer {
     },
     explain: (target, options = {}) => explain(core, target, check('explain', WIRE, options).wire),
     warm: (target) => http.warm(target),
-    stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
+    stats: () => ({ inFlight: core.calls.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
     close,
     destroy: async (error) => {
       installed?.undo();

@@ -1,5 +1,5 @@
-import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
+import { coreOf } from '../engine/core.ts';
 import { type ConnectSessionManager, KedgeSessionManager } from './session-manager.ts';
 
 export type { ConnectSessionManager };

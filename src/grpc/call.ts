@@ -1,9 +1,10 @@
-import { inspect } from 'node:util';
 import { type CallCredentials, type experimental, Metadata, type StatusObject, status } from '@grpc/grpc-js';
-import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
-import type { Plan } from '../mapper/router.ts';
+import { Call } from '../engine/calls.ts';
+import type { Tokens } from '../engine/credentials.ts';
+import type { Plan } from '../engine/plan.ts';
+import { Race } from '../engine/race.ts';
 import { reportedBy } from '../reported.ts';
-import { Attempts } from '../rpc/attempts.ts';
+import { ownBytes } from '../rpc/call-headers.ts';
 import type { Session } from '../rpc/session.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
@@ -15,52 +16,46 @@ import { markedOptions, type PickingCall } from './policy.ts';
 import { type KedgeStatus, statusOf } from './status.ts';
 import { StreamCall, type StreamEnd, type StreamListener, type StreamStatus } from './stream-call.ts';
 
-type Call = experimental.CallStream;
-type Listener = Parameters<Call['start']>[1];
-type MessageContext = Parameters<Call['sendMessageWithContext']>[0];
+type GrpcCall = experimental.CallStream;
+type Listener = Parameters<GrpcCall['start']>[1];
+type MessageContext = Parameters<GrpcCall['sendMessageWithContext']>[0];
 
 /**
  * One call from `createCall()` to its status. grpc-js's own call does what calls do; this decides where it goes, adds what
  * the route adds, and says what the dialer knows of a failure.
  */
-export class KedgeCall implements Call, Listener, PickingCall {
+export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   readonly context: CallContext;
   metadata = new Metadata();
   private readonly init: CallInit;
   private credentials: CallCredentials | undefined;
   private authority: string;
   private plan: Plan | undefined;
-  private attempts: Attempts | undefined;
+  private race: Race | undefined;
   /** From `start()` on: before that grpc-js's would end, by its deadline, with nobody to tell. */
-  private live: Call | undefined;
+  private live: GrpcCall | undefined;
   private outgoing: Outgoing | undefined;
   private listener: Listener | undefined;
   /** How the caller ended it before anybody listened; interceptors may start a call long after it was made. */
   private cancelled: StatusObject | undefined;
-  private tokens: CallTokens | undefined;
-  private tokenWait: AbortController | undefined;
+  private tokens: Tokens | undefined;
   /** Of its stream. */
   private session: Session | undefined;
   /** What a kedge or gateway says in the headers in the backend's place. */
   private reported: KedgeError | undefined;
   /** Why the last attempt failed, by the metadata of the status that says so. */
   private failure: { readonly metadata: Metadata; readonly cause: KedgeError } | undefined;
-  private isOver = false;
 
   constructor(context: CallContext, init: CallInit) {
+    super(context.core);
     this.context = context;
     this.init = init;
     this.authority = init.authority;
     this.credentials = init.credentials;
   }
 
-  /** Its headers hold tokens: whoever prints it sees where it goes. */
-  [inspect.custom](): string {
-    return `KedgeCall(${this.authority}${this.init.method})`;
-  }
-
-  toJSON(): string {
-    return this[inspect.custom]();
+  get label(): string {
+    return `${this.authority}${this.init.method}`;
   }
 
   // -- the caller's side
@@ -68,7 +63,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
   start(metadata: Metadata, listener: Listener): void {
     const { context, init } = this;
     this.listener = listener;
-    context.core.begin();
+    this.begin();
     if (this.cancelled !== undefined) {
       this.end(this.cancelled);
       return;
@@ -77,7 +72,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
       const { target, plan } = context.route(init.host);
       this.authority = target.authority;
       this.plan = plan!;
-      this.attempts = new Attempts(context.core, plan!, context.poolOf);
+      this.race = new Race(context.core, plan!, context.poolOf);
       this.live = context.createLive(init, target.authority);
       this.outgoing = new Outgoing(this.live);
       this.metadata = this.prepare(metadata, plan!);
@@ -85,7 +80,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
       this.fail(error as Error);
       return;
     }
-    context.core.waiting.add(this);
+    this.pend();
     this.live.start(this.metadata, this);
   }
 
@@ -120,7 +115,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
     return this.live?.getCallNumber() ?? 0;
   }
 
-  getAuthContext(): ReturnType<Call['getAuthContext']> {
+  getAuthContext(): ReturnType<GrpcCall['getAuthContext']> {
     return this.live?.getAuthContext() ?? null;
   }
 
@@ -128,7 +123,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
 
   onReceiveMetadata(metadata: Metadata): void {
     // Of what is no gRPC answer there will be a status by its HTTP code, without the headers.
-    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.attempts!.kedgeName });
+    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.race!.kedgeName });
     if (!this.isOver) this.listener!.onReceiveMetadata(metadata);
   }
 
@@ -140,26 +135,27 @@ export class KedgeCall implements Call, Listener, PickingCall {
     if (this.isOver) return;
     const final = this.explained(received);
     this.finish();
-    if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, status[received.code]);
-    if (received.code === status.UNAUTHENTICATED) this.invalidateTokens();
+    if (debug.grpc.enabled) debug.grpc('%s <- %s', this.label, status[received.code]);
+    // Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon.
+    if (received.code === status.UNAUTHENTICATED && this.tokens !== undefined) {
+      this.plan!.credentials.refused(this.tokens, 'unknown');
+    }
     this.listener!.onReceiveStatus(final);
   }
 
   // -- the policy's side
 
   pick(): Session | 'over' | 'wait' | StatusObject {
-    const { core } = this.context;
     if (this.isOver) return 'over';
-    const picked = this.attempts!.next();
+    const picked = this.race!.next();
     if (isKedgeError(picked)) return this.none(picked);
     if (picked === 'wait') {
-      core.waiting.add(this);
+      this.pend();
       return picked;
     }
-    core.waiting.delete(this);
     if (this.credentials === undefined || picked.isSecure) return picked;
     const reason = 'call credentials are not sent to a kedge over plain http';
-    this.fail(new KedgeError('ERR_KEDGE_REQUEST', reason, { kedge: this.attempts!.kedgeName }));
+    this.fail(new KedgeError('ERR_KEDGE_REQUEST', reason, { kedge: this.race!.kedgeName }));
     return 'over';
   }
 
@@ -172,8 +168,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
   ): StreamCall {
     const { context } = this;
     const { method } = this.init;
-    const { at, kedgeName } = this.attempts!;
-    if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, method, kedgeName);
+    const { at, kedgeName } = this.race!;
+    if (debug.grpc.enabled) debug.grpc('%s -> kedge %s', this.label, kedgeName);
     const headers = metadata.toHttp2Headers();
     headers[':authority'] = authority;
     headers[':method'] = 'POST';
@@ -183,7 +179,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
     headers['te'] = 'trailers';
     try {
       const stream = session.open(headers);
-      this.attempts!.opened();
+      this.race!.opened();
+      this.placed();
       this.session = session;
       const onEnd = (end: StreamEnd, final: StreamStatus) => this.ended(end, final, session, at);
       return new StreamCall(stream, session, context.maxMessageBytes, callNumber, listener, onEnd);
@@ -197,11 +194,12 @@ export class KedgeCall implements Call, Listener, PickingCall {
   // -- the credentials' side
 
   /** The route's tokens, of which one was not at hand at the start. */
-  tokensOf(): CallTokens | Promise<CallTokens> {
-    return this.tokens ?? this.waitForTokens();
+  async tokensOf(): Promise<Tokens> {
+    this.tokens ??= await this.waitForTokens(this.plan!.credentials);
+    return this.tokens;
   }
 
-  ownBytes(tokens: CallTokens): number {
+  ownBytes(tokens: Tokens): number {
     return ownBytes(this.authority, this.init.method, tokens);
   }
 
@@ -209,46 +207,23 @@ export class KedgeCall implements Call, Listener, PickingCall {
   readonly fail = (error: Error, code?: status): void => {
     if (this.isOver) return;
     const final = statusOf(error, this.authority, code);
-    if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, final.details);
+    if (debug.grpc.enabled) debug.grpc('%s <- %s', this.label, final.details);
     this.end(final);
     this.live?.cancelWithStatus(status.CANCELLED, 'the call is over');
   };
 
   /** What is sent, with the tokens that are at hand. */
   private prepare(metadata: Metadata, plan: Plan): Metadata {
-    const tokens = {
-      proxyAuth: plan.proxyAuth?.peek(),
-      backendAuth: plan.backendAuth?.peek(),
-      overrideAuthorization: plan.overrideAuthorization,
-    };
-    checkMetadata(metadata, plan.proxyAuth !== undefined, this.ownBytes(tokens));
+    const { credentials } = plan;
+    const tokens = credentials.peek();
+    checkMetadata(metadata, credentials.bringsProxyAuth, tokens === undefined ? 0 : this.ownBytes(tokens));
     const sent = metadata.clone();
     sent.setOptions(markedOptions(metadata, this));
-    if (plan.overrideAuthorization && plan.backendAuth !== undefined) sent.remove('authorization');
-    const isMissing =
-      (plan.proxyAuth !== undefined && tokens.proxyAuth === undefined) ||
-      (plan.backendAuth !== undefined && tokens.backendAuth === undefined);
-    if (!isMissing) this.tokens = tokens;
-    if (isMissing || this.credentials !== undefined) {
-      this.live!.setCredentials(new RouteCredentials(this.credentials, this));
-    } else setTokens(sent, tokens);
+    if (credentials.replacesOwn) sent.remove('authorization');
+    this.tokens = tokens;
+    if (tokens !== undefined && this.credentials === undefined) setTokens(sent, tokens);
+    else this.live!.setCredentials(new RouteCredentials(this.credentials, this));
     return sent;
-  }
-
-  private async waitForTokens(): Promise<CallTokens> {
-    const { core } = this.context;
-    const { proxyAuth, backendAuth, overrideAuthorization } = this.plan!;
-    this.tokenWait = new AbortController();
-    const { signal } = this.tokenWait;
-    core.waiting.add(this);
-    try {
-      const [proxy, backend] = await Promise.all([proxyAuth?.wait(signal), backendAuth?.wait(signal)]);
-      this.tokens = { proxyAuth: proxy, backendAuth: backend, overrideAuthorization };
-      return this.tokens;
-    } finally {
-      this.tokenWait = undefined;
-      core.waiting.delete(this);
-    }
   }
 
   /** No kedge can be had: grpc-js fails the call, tries again by the caller's policy, or has it wait. */
@@ -256,7 +231,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
     const isPatient = this.metadata.getOptions().waitForReady === true && error.code !== 'ERR_KEDGE_CLOSED';
     const final = statusOf(error, this.authority);
     if (isPatient) {
-      this.context.core.waiting.add(this);
+      this.pend();
       this.context.lookAgain();
     } else if (final.code !== status.UNAVAILABLE) {
       // Which grpc-js would not pass on as it is, for it did not come from the backend.
@@ -271,8 +246,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
   private ended(end: StreamEnd, final: StreamStatus, session: Session, at: number): void {
     if (end === 'reset' || this.isOver) return;
     this.session = undefined;
-    this.context.core.waiting.add(this);
-    this.attempts!.turnedAway(at);
+    this.pend();
+    this.race!.turnedAway(at);
     const kedge = this.plan!.hops[at]!.address.name;
     const context = { target: this.authority, kedge };
     const cause = session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', final.details, context);
@@ -281,9 +256,9 @@ export class KedgeCall implements Call, Listener, PickingCall {
 
   /** What grpc-js says, with what we know. */
   private explained(received: StatusObject): StatusObject {
-    const { failure, attempts } = this;
+    const { failure } = this;
     if (received.code === status.OK) return received;
-    const { kedgeName } = attempts!;
+    const { kedgeName } = this.race!;
     const reported = this.reported ?? reportedBy(received.metadata, { target: this.authority, kedge: kedgeName });
     if (reported !== undefined) return { ...received, cause: reported } as KedgeStatus;
     if (failure !== undefined && failure.metadata === received.metadata) {
@@ -292,22 +267,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
     }
     const isSent = this.session !== undefined || kedgeName === undefined;
     if (received.code !== status.DEADLINE_EXCEEDED || isSent) return received;
-    const where =
-      this.tokenWait === undefined ? `waiting for a connection to kedge ${kedgeName}` : 'waiting for a token';
+    const where = this.isWaitingForTokens ? 'waiting for a token' : `waiting for a connection to kedge ${kedgeName}`;
     return { ...received, details: `Deadline exceeded while ${where}` };
-  }
-
-  /** Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon. */
-  private invalidateTokens(): void {
-    for (const name of ['proxyAuth', 'backendAuth'] as const) {
-      const auth = this.plan![name];
-      try {
-        auth?.invalidate(this.tokens?.[name]);
-      } catch (error) {
-        // The source's own trouble: the call has its status, whatever that says.
-        debug.auth('%s: invalidate() failed: %s', auth?.source.name, (error as Error)?.name);
-      }
-    }
   }
 
   private end(final: StatusObject): void {
@@ -317,10 +278,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
   }
 
   private finish(): void {
-    this.isOver = true;
-    this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
-    this.attempts?.release();
-    this.context.core.waiting.delete(this);
-    this.context.core.end();
+    this.race?.release();
+    this.over(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
   }
 }

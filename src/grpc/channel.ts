@@ -7,9 +7,9 @@ import {
   credentials,
   type experimental,
 } from '@grpc/grpc-js';
-import type { Core } from '../core.ts';
+import type { Core } from '../engine/core.ts';
+import type { Plan, Resolved } from '../engine/plan.ts';
 import type { Hop } from '../kedge/kedge.ts';
-import type { Plan, Resolved } from '../mapper/router.ts';
 import { type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type PoolState, peekSessionPool, type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { KedgeError } from '../support/errors.ts';
@@ -112,9 +112,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     this.closed = true;
     clearTimeout(this.rest);
     clearTimeout(this.cooling);
-    for (const call of this.core.waiting) {
-      if (call instanceof KedgeCall && call.context === this) call.fail(clientClosed());
-    }
+    this.core.endPending(clientClosed(), (call) => call instanceof KedgeCall && call.context === this);
     this.inner.close();
     for (const pool of [...this.pools]) this.leave(pool);
     this.connectivity.check();

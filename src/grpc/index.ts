@@ -1,6 +1,6 @@
 import { Channel, type ChannelCredentials, type ChannelInterface, type ClientOptions } from '@grpc/grpc-js';
-import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
+import { coreOf } from '../engine/core.ts';
 import { KedgeError } from '../support/errors.ts';
 import { check, is, isFunction, type Reader } from '../support/shape.ts';
 import { KedgeChannel } from './channel.ts';

@@ -3,7 +3,7 @@ import type { Socket } from 'node:net';
 import { LAST_STREAM_ID, watchStreams } from '../kedge/streams.ts';
 import { closeAsCancelled } from './cancel.ts';
 import { continueUnasked } from './expect.ts';
-import { leftOut } from './failover.ts';
+import { leftOut } from './outcome.ts';
 import { Uploads } from './uploads.ts';
 import { watchSession } from './watchdog.ts';
 import { endOnlyWhole } from './whole.ts';

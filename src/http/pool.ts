@@ -9,8 +9,9 @@ import { type Connector, type DialCallback, dialError } from '../kedge/connector
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
 import { KedgeError } from '../support/errors.ts';
-import { RetryBudget, watchLoss } from './failover.ts';
+
 import { tend } from './h2.ts';
+import { watchLoss } from './outcome.ts';
 import { CONNECT_ONLY, inPieces, type PoolRequest } from './request.ts';
 import { Client, type Dispatcher, Pool } from './undici.ts';
 
@@ -273,14 +274,12 @@ function isH2(socket: Socket | TLSSocket): boolean {
 export class HttpPools {
   private readonly options: ResolvedOptions['http'];
   private readonly events: EventEmitter;
-  readonly budget: RetryBudget;
   private readonly requestIdPrefix = `kd-${randomBytes(8).toString('hex')}-`;
   private requests = 0;
 
-  constructor({ http, failover }: ResolvedOptions, events: EventEmitter) {
+  constructor({ http }: ResolvedOptions, events: EventEmitter) {
     this.options = http;
     this.events = events;
-    this.budget = new RetryBudget(failover.retryBudget);
   }
 
   of(generation: Generation): HttpPool {
