@@ -26,6 +26,8 @@ const { NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_REFUSED_STREAM } = con
 const HTTP_STATUSES: Readonly<Record<number, status>> = {
   400: status.INTERNAL,
   401: status.UNAUTHENTICATED,
+  // Not in the table: to a client of a proxy it means what 401 means to others (RFC 9110 §15.5.8).
+  407: status.UNAUTHENTICATED,
   403: status.PERMISSION_DENIED,
   404: status.UNIMPLEMENTED,
   429: status.UNAVAILABLE,

@@ -2,61 +2,16 @@ import assert from 'node:assert/strict';
 import http2 from 'node:http2';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { create, createFileRegistry, type DescService, type MessageShape } from '@bufbuild/protobuf';
-import {
-  FileDescriptorProtoSchema,
-  FileDescriptorSetSchema,
-  file_google_protobuf_wrappers,
-  type StringValue,
-  type StringValueSchema,
-} from '@bufbuild/protobuf/wkt';
-import { Code, ConnectError, createClient, type HandlerContext, type Transport } from '@connectrpc/connect';
+import type { StringValue } from '@bufbuild/protobuf/wkt';
+import { Code, ConnectError, type HandlerContext } from '@connectrpc/connect';
 import { connectNodeAdapter, createConnectTransport, createGrpcTransport } from '@connectrpc/connect-node';
 import { connectDialer } from '../../src/connect/index.ts';
 import { type Dialer, type DialerOptions, isKedgeError, single, staticToken } from '../../src/index.ts';
+import { greeterClient as client, Greeter, type Text } from '../helpers/greeter.ts';
 import { startKedge, type TestKedge, type TestKedgeOptions } from '../helpers/kedge.ts';
 import { rotating } from '../helpers/rotating.ts';
 
 const BASE = 'http://greeter.us1:9090';
-const TEXT = '.google.protobuf.StringValue';
-
-/** What protobuf-es generates from a `.proto`, made here from the descriptor. */
-const Greeter = createFileRegistry(
-  create(FileDescriptorSetSchema, {
-    file: [
-      file_google_protobuf_wrappers.proto,
-      create(FileDescriptorProtoSchema, {
-        name: 'greeter.proto',
-        package: 'test',
-        syntax: 'proto3',
-        dependency: ['google/protobuf/wrappers.proto'],
-        service: [
-          {
-            name: 'Greeter',
-            method: [
-              { name: 'Unary', inputType: TEXT, outputType: TEXT },
-              { name: 'Down', inputType: TEXT, outputType: TEXT, serverStreaming: true },
-              { name: 'Up', inputType: TEXT, outputType: TEXT, clientStreaming: true },
-              { name: 'Both', inputType: TEXT, outputType: TEXT, clientStreaming: true, serverStreaming: true },
-            ],
-          },
-        ],
-      }),
-    ],
-  }),
-).getService('test.Greeter') as DescService;
-
-type Text = MessageShape<typeof StringValueSchema>;
-/** The four call kinds; the types of a descriptor made at run time know of none. */
-interface GreeterClient {
-  unary(request: { value: string }, options?: object): Promise<Text>;
-  down(request: { value: string }): AsyncIterable<Text>;
-  up(requests: AsyncIterable<{ value: string }>): Promise<Text>;
-  both(requests: AsyncIterable<{ value: string }>): AsyncIterable<Text>;
-}
-
-const client = (transport: Transport) => createClient(Greeter, transport) as unknown as GreeterClient;
-
 async function* stream(...values: string[]) {
   for (const value of values) yield { value };
 }
