@@ -63,6 +63,11 @@ export class Core {
     return this.kedges.choose(plan.hops);
   }
 
+  /** The same for who does not call, and so must not take the turn of a call that would find out whether a kedge is back. */
+  likely(plan: Plan): number {
+    return this.kedges.likely(plan.hops);
+  }
+
   /** Takes no new calls, lets those under way finish, then closes every connection. */
   close(): Promise<void> {
     this.closing ??= this.shutdown();

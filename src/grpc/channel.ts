@@ -218,9 +218,9 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
 
   /** Dials for who asks for a connection without a call. */
   private connect(): void {
-    const { kedges } = this.core;
+    const { core, plan } = this;
     try {
-      this.poolOf(this.plan.hops[kedges.likely(this.plan.hops)]!).choose();
+      this.poolOf(plan.hops[core.likely(plan)]!).choose();
     } catch {
       // It has no certificate, say.
       clearTimeout(this.cooling);
