@@ -19,7 +19,7 @@ const ONLY_THE_ENGINE: readonly (readonly [file: string, type: string, members: 
   ['src/kedge/kedges.ts', 'Kedges', ['choose', 'likely']],
   ['src/engine/endpoints.ts', 'Endpoints', ['next', 'add']],
   ['src/engine/attempts.ts', 'RetryBudget', ['spend']],
-  ['src/options.ts', 'FailoverOptions', ['attempts', 'retryBudget']],
+  ['src/options.ts', 'FAILOVER', ['attempts', 'retryBudget']],
 ];
 /** Checks a token ahead of any call. */
 const EXEMPT = ['src/auth/static-token.ts', 'src/options.ts'];
@@ -49,10 +49,12 @@ function reserved(): Map<ts.Node, string> {
     for (const member of members) {
       let declaration: ts.Node | undefined;
       walk(source, (node) => {
-        if (!(ts.isClassDeclaration(node) || ts.isInterfaceDeclaration(node)) || node.name?.text !== type) return;
-        declaration = (node.members as ts.NodeArray<ts.Node>).find(
-          (each) => (each as ts.NamedDeclaration).name?.getText() === member,
-        );
+        const isNamed = ts.isClassDeclaration(node) || ts.isVariableDeclaration(node);
+        if (!isNamed || node.name?.getText() !== type) return;
+        walk(node, (each) => {
+          const isMember = ts.isClassElement(each) || ts.isPropertyAssignment(each);
+          if (isMember && each.name?.getText() === member) declaration ??= each;
+        });
       });
       assert.ok(declaration !== undefined, `${type}.${member} is in ${file}`);
       found.set(declaration, `${type}.${member}`);
