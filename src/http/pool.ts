@@ -252,16 +252,28 @@ export class HttpPool implements WirePool {
 
   private adopt(socket: Socket | TLSSocket): Socket | TLSSocket {
     const { pingIntervalMs } = this.options;
+    const { connector } = this;
     watchLoss(socket, isH2(socket));
-    if (!isH2(socket)) return socket;
+    if (!isH2(socket)) {
+      connector.proved(socket);
+      return socket;
+    }
+    // Its SETTINGS come unasked (RFC 9113 §3.4).
+    socket.once('close', () => socket.bytesRead === 0 && connector.disproved(socket));
     const frozen = () => {
       const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
-      return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: this.connector.name });
+      return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: connector.name });
     };
-    tend(socket, pingIntervalMs, frozen, (stream) => {
-      if (this.opening !== undefined) this.opening.stream = stream;
-      this.opening = undefined;
-    });
+    tend(
+      socket,
+      pingIntervalMs,
+      frozen,
+      () => connector.proved(socket),
+      (stream) => {
+        if (this.opening !== undefined) this.opening.stream = stream;
+        this.opening = undefined;
+      },
+    );
     return socket;
   }
 }

@@ -169,12 +169,15 @@ export class Kedge implements DialObserver {
   }
 
   dialled(socket: Socket | TLSSocket): void {
-    this.breaker.succeeded();
     // It had expired by a clock that was wrong.
     if (this.hasExpired) this.watchExpiry(this.live.identity);
     if (!('isSessionReused' in socket)) return;
     this.counters.handshakes += 1;
     if (socket.isSessionReused()) this.counters.resumed += 1;
+  }
+
+  succeeded(): void {
+    this.breaker.succeeded();
   }
 
   failed(): void {

@@ -234,6 +234,7 @@ export class Session {
     const fail = (code: 'ERR_KEDGE_CONNECT' | 'ERR_KEDGE_CONNECT_TIMEOUT', reason: string, cause?: Error) => {
       const { refusal } = connector;
       this.isUntold = refusal === undefined;
+      connector.avoid(socket);
       this.fail(refusal ?? new KedgeError(code, reason, { kedge: connector.name, cause }));
       session.destroy();
       socket.destroy();
@@ -284,6 +285,7 @@ export class Session {
       // A kedge that ends the connection at once says so right behind its SETTINGS.
       setImmediate(() => {
         if (this.state !== 'connecting') return;
+        connector.proved(socket);
         this.idleSince = performance.now();
         this.setState('ready');
         this.unused();
