@@ -9,7 +9,8 @@ import type { Plan } from './plan.ts';
  * - `unprocessed`: the kedge's GOAWAY leaves the request out, or its headers were never sent (RFC 9113 §6.8).
  * - `unserved`: the kedge closed an HTTP/2 connection on which it had not sent a byte, its SETTINGS neither.
  * - `refused`: REFUSED_STREAM (RFC 9113 §8.7).
- * - `stale`: an HTTP/1.1 connection that had served others ended; mostly it was closed before the request came.
+ * - `stale`: an HTTP/1.1 connection that had served others ended without a byte of this answer; mostly it was closed before
+ *   the request came (RFC 9112 §9.3.1).
  * - `lost`: nobody knows whether the kedge acted on it.
  * - `final`: it is about the request itself, or the time is up; another attempt would not help.
  */

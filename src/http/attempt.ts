@@ -25,10 +25,11 @@ export class Attempt implements Handler {
   readonly index: number;
   private readonly call: HttpCall;
   /**
-   * `queued`: nothing of it was written · `sent`: undici writes or has written it · `answered`: the caller has seen an
-   * answer, and from there on nothing is sent again · `failed`: undici is done with it · `over`: the call is, too.
+   * `queued`: nothing of it was written · `sent`: undici writes or has written it · `begun`: a byte of the answer is here ·
+   * `answered`: the caller has seen an answer, and from there on nothing is sent again · `failed`: undici is done with it ·
+   * `over`: the call is, too.
    */
-  private state: 'queued' | 'sent' | 'answered' | 'failed' | 'over' = 'queued';
+  private state: 'queued' | 'sent' | 'begun' | 'answered' | 'failed' | 'over' = 'queued';
   private controller: Controller | undefined;
   private sentAt = 0;
   /** Its HTTP/2 stream. */
@@ -56,7 +57,7 @@ export class Attempt implements Handler {
   }
 
   private get isUnderWay(): boolean {
-    return this.state === 'sent' || this.state === 'answered';
+    return this.state === 'sent' || this.state === 'begun' || this.state === 'answered';
   }
 
   /** Since it was written, in ms. */
@@ -136,7 +137,9 @@ export class Attempt implements Handler {
   }
 
   onResponseStarted(): void {
-    if (this.state !== 'over') this.call.handler.onResponseStarted?.();
+    if (this.state === 'over') return;
+    if (this.state === 'sent') this.state = 'begun';
+    this.call.handler.onResponseStarted?.();
   }
 
   onResponseStart(_controller: Controller, statusCode: number, headers: IncomingHttpHeaders, text?: string): void {
@@ -183,7 +186,8 @@ export class Attempt implements Handler {
     this.state = 'failed';
     if (state === 'queued' && isInvalidRequest(error)) this.pool.turnedDown();
     // Of an answer that the caller has seen nothing is sent again.
-    this.call.failed(this, error, state === 'answered' ? 'final' : outcomeOf(error, state === 'sent'));
+    const outcome = state === 'answered' ? 'final' : outcomeOf(error, state !== 'queued', state === 'begun');
+    this.call.failed(this, error, outcome);
   }
 
   onBodySent(chunk: Buffer): void {

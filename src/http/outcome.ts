@@ -36,8 +36,8 @@ export function leftOut(code: number): Error {
   return Object.assign(error, { code: 'UND_ERR_SOCKET' });
 }
 
-/** What an error says of the attempt that it ended; `isStarted`: undici had begun to write the request. */
-export function outcomeOf(error: unknown, isStarted: boolean): Outcome {
+/** What an error says of the attempt that it ended: which was written or not, and of whose answer a byte was here or not. */
+export function outcomeOf(error: unknown, isStarted: boolean, hasBegun: boolean): Outcome {
   // A dial that fails after the start: undici had taken the request back from a connection that turned it away.
   if (isDialError(error)) return isStarted ? 'unprocessed' : 'unsent';
   const code = codeOf(error);
@@ -49,7 +49,9 @@ export function outcomeOf(error: unknown, isStarted: boolean): Outcome {
   if (/"GOAWAY" frame received/.test(String(message))) return 'unprocessed';
   const frame = unsentHeaders(message);
   if (frame !== undefined) return frame === NGHTTP2_FRAME_SIZE_ERROR ? 'final' : 'unprocessed';
-  return losses.get(error as Error) ?? (lost ? 'lost' : 'final');
+  const loss = losses.get(error as Error);
+  // What was read were answers to others, unless it was this one's.
+  return loss === undefined || hasBegun ? (lost ? 'lost' : 'final') : loss;
 }
 
 /** nghttp2's code for HEADERS that it did not send: it has read a GOAWAY meanwhile, or they are too long for a frame. */
