@@ -29,6 +29,7 @@ const FAILURE_MEMORY_MS = 100;
 interface Held {
   readonly request: PoolRequest;
   readonly handler: Handler & { readonly over?: boolean };
+  readonly h1Only: boolean;
   /** Runs what belongs to the call where its caller is: who traces calls would take it for another one's otherwise. */
   readonly run: (call: () => void) => void;
 }
@@ -46,6 +47,8 @@ export class HttpPool implements WirePool {
   /** HTTP/1.1 only: for upgrades and CONNECT, and for all when the kedge has no HTTP/2. */
   private h1: Pool | undefined;
   private held: Held[] = [];
+  /** Whether undici is ending the requests of a client whose dial failed. */
+  private isFailing = false;
   private probe: Promise<void> | undefined;
   /** The connection that the first request dialled, until the pool asks for it. */
   private spare: Socket | TLSSocket | undefined;
@@ -78,15 +81,12 @@ export class HttpPool implements WirePool {
   }
 
   dispatch(request: PoolRequest, handler: Handler, h1Only: boolean): boolean {
-    if (h1Only) return this.h1Pool().dispatch(inPieces(request), handler);
-    if (this.negotiated !== undefined) return this.send(this.negotiated, request, handler);
-    this.held.push({ request, handler, run: AsyncLocalStorage.snapshot() });
-    this.probe ??= this.negotiate();
+    const pool = h1Only ? this.h1Pool() : this.negotiated;
+    if (pool !== undefined && !this.isFailing)
+      return pool.dispatch(pool === this.h1 ? inPieces(request) : request, handler);
+    this.held.push({ request, handler, h1Only, run: AsyncLocalStorage.snapshot() });
+    if (pool === undefined) this.probe ??= this.negotiate();
     return true;
-  }
-
-  private send(pool: Pool, request: PoolRequest, handler: Handler): boolean {
-    return pool.dispatch(pool === this.h1 ? inPieces(request) : request, handler);
   }
 
   /**
@@ -158,13 +158,31 @@ export class HttpPool implements WirePool {
           this.spare = socket!;
           const pool = isH2(socket!) ? this.open(h2Connections, protocol) : this.h1Pool();
           this.negotiated = pool;
-          this.release(({ request, handler }) => {
-            if (!handler.over) this.send(pool, request, handler);
-          });
+          this.releaseHeld();
         }
         resolve();
       });
     });
+  }
+
+  private releaseHeld(): void {
+    this.release(({ request, handler, h1Only }) => {
+      if (!handler.over) this.dispatch(request, handler, h1Only);
+    });
+  }
+
+  /**
+   * undici asserts that a client has no request when it has ended those of a failed dial (nodejs/undici lib/dispatcher/client.js,
+   * `onError()`), but who hears of the end of one may make another at once, and the assertion would end the process.
+   */
+  private fail(callback: DialCallback, error: KedgeError): void {
+    this.isFailing = true;
+    try {
+      callback(error, null);
+    } finally {
+      this.isFailing = false;
+      this.releaseHeld();
+    }
   }
 
   /** The error of a kedge without HTTP/2 where the options ask for nothing else. */
@@ -240,13 +258,17 @@ export class HttpPool implements WirePool {
     }
     const failure = this.failures.get(protocol);
     if (failure !== undefined && performance.now() < failure.until) {
-      setImmediate(callback, failure.error, null);
+      setImmediate(() => this.fail(callback, failure.error));
       return;
     }
     this.connector.connect(ALPN[protocol], (error, socket) => {
-      if (error === null) this.failures.delete(protocol);
-      else this.failures.set(protocol, { error, until: performance.now() + FAILURE_MEMORY_MS });
-      callback(error, socket === null ? null : this.adopt(socket));
+      if (error === null) {
+        this.failures.delete(protocol);
+        callback(null, this.adopt(socket!));
+        return;
+      }
+      this.failures.set(protocol, { error, until: performance.now() + FAILURE_MEMORY_MS });
+      this.fail(callback, error);
     });
   }
 
