@@ -118,10 +118,9 @@ export abstract class Call {
     return this.ending.signal;
   }
 
-  /** The tokens of its route, one of which is not at hand. */
+  /** The tokens of its route, one of which is not at hand. Until it has a connection it pends. */
   protected async waitForTokens(credentials: Credentials): Promise<Tokens> {
     this.isWaitingForTokens = true;
-    this.pend();
     try {
       return await credentials.wait(this.signal);
     } finally {

@@ -41,10 +41,12 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   private tokens: Tokens | undefined;
   /** Of its stream. */
   private session: Session | undefined;
+  /** Hedging opens several. */
+  private streams = 0;
   /** What a kedge or gateway says in the headers in the backend's place. */
   private reported: KedgeError | undefined;
-  /** Why the last attempt failed, by the metadata of the status that says so. */
-  private failure: { readonly metadata: Metadata; readonly cause: KedgeError } | undefined;
+  /** Why attempts failed, by the metadata of the statuses that say so. */
+  private failures: WeakMap<Metadata, KedgeError> | undefined;
 
   constructor(context: CallContext, init: CallInit) {
     super(context.core);
@@ -148,11 +150,10 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   pick(): Session | 'over' | 'wait' | StatusObject {
     if (this.isOver) return 'over';
     const picked = this.race!.next();
+    // Until it has a stream: its credentials may take their time, too.
+    if (this.streams === 0) this.pend();
     if (isKedgeError(picked)) return this.none(picked);
-    if (picked === 'wait') {
-      this.pend();
-      return picked;
-    }
+    if (picked === 'wait') return picked;
     if (this.credentials === undefined || picked.isSecure) return picked;
     const reason = 'call credentials are not sent to a kedge over plain http';
     this.fail(new KedgeError('ERR_KEDGE_REQUEST', reason, { kedge: this.race!.kedgeName }));
@@ -182,7 +183,8 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
       this.race!.opened();
       this.placed();
       this.session = session;
-      const onEnd = (end: StreamEnd, final: StreamStatus) => this.ended(end, final, session, at);
+      this.streams += 1;
+      const onEnd = (end: StreamEnd | undefined, final: StreamStatus) => this.ended(end, final, session, at);
       return new StreamCall(stream, session, context.maxMessageBytes, callNumber, listener, onEnd);
     } catch (error) {
       // grpc-js makes another attempt at once, and would for ever if it were for these headers.
@@ -231,40 +233,43 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
     const isPatient = this.metadata.getOptions().waitForReady === true && error.code !== 'ERR_KEDGE_CLOSED';
     const final = statusOf(error, this.authority);
     if (isPatient) {
-      this.pend();
       this.context.lookAgain();
     } else if (final.code !== status.UNAVAILABLE) {
       // Which grpc-js would not pass on as it is, for it did not come from the backend.
       this.fail(error);
       return 'over';
     }
-    this.failure = final;
+    this.failed(final.metadata, final.cause);
     return final;
   }
 
-  /** The stream ended without a status of the backend's. */
-  private ended(end: StreamEnd, final: StreamStatus, session: Session, at: number): void {
-    if (end === 'reset' || this.isOver) return;
-    this.session = undefined;
-    this.pend();
-    this.race!.turnedAway(at);
+  /** A stream is over; without a status of the backend's the call may have another one. */
+  private ended(end: StreamEnd | undefined, final: StreamStatus, session: Session, at: number): void {
+    this.streams -= 1;
+    if (end === undefined || end === 'reset' || this.isOver) return;
     const kedge = this.plan!.hops[at]!.address.name;
     const context = { target: this.authority, kedge };
     const cause = session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', final.details, context);
-    this.failure = { metadata: final.metadata, cause };
+    this.failed(final.metadata, cause);
+    this.race!.turnedAway(at);
+    if (this.streams > 0) return;
+    this.session = undefined;
+    this.pend();
+  }
+
+  private failed(metadata: Metadata, cause: KedgeError): void {
+    this.failures ??= new WeakMap();
+    this.failures.set(metadata, cause);
   }
 
   /** What grpc-js says, with what we know. */
   private explained(received: StatusObject): StatusObject {
-    const { failure } = this;
     if (received.code === status.OK) return received;
     const { kedgeName } = this.race!;
     const reported = this.reported ?? reportedBy(received.metadata, { target: this.authority, kedge: kedgeName });
     if (reported !== undefined) return { ...received, cause: reported } as KedgeStatus;
-    if (failure !== undefined && failure.metadata === received.metadata) {
-      const { cause } = failure;
-      return { ...received, details: cause.message, cause } as KedgeStatus;
-    }
+    const cause = this.failures?.get(received.metadata);
+    if (cause !== undefined) return { ...received, details: cause.message, cause } as KedgeStatus;
     const isSent = this.session !== undefined || kedgeName === undefined;
     if (received.code !== status.DEADLINE_EXCEEDED || isSent) return received;
     const where = this.isWaitingForTokens ? 'waiting for a token' : `waiting for a connection to kedge ${kedgeName}`;

@@ -16,8 +16,8 @@ export type StreamStatus = StatusObject & { rstCode?: number };
 /** How a stream ended that the backend gave no status for. */
 export type StreamEnd = 'unprocessed' | 'lost' | 'reset';
 
-/** Hears how the stream of a call ended, where not by a status of the backend. */
-export type OnStreamEnd = (end: StreamEnd, status: StreamStatus, session: Session) => void;
+/** Hears once that the stream of a call is over, and how, where not by a status of the backend or of grpc-js. */
+export type OnStreamEnd = (end: StreamEnd | undefined, status: StreamStatus) => void;
 
 const { NGHTTP2_CANCEL, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_INADEQUATE_SECURITY } = constants;
 const { NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_REFUSED_STREAM } = constants;
@@ -56,6 +56,7 @@ export class StreamCall {
   private serverEnded = false;
   private error: (Error & { code?: string }) | undefined;
   private final: StreamStatus | undefined;
+  private how: StreamEnd | undefined;
   private isOver = false;
 
   constructor(
@@ -257,9 +258,8 @@ export class StreamCall {
 
   private broken(end: StreamEnd, code: status, details: string, rstCode: number): void {
     if (this.final !== undefined && this.final.code !== status.OK) return;
-    const final = { code, details, metadata: new Metadata(), rstCode };
-    this.onEnd(end, final, this.session);
-    this.end(final);
+    this.how = end;
+    this.end({ code, details, metadata: new Metadata(), rstCode });
   }
 
   /** The first status counts, but a failure to read what an OK promised counts more. */
@@ -281,6 +281,7 @@ export class StreamCall {
     if (this.final.code === status.OK && !isRead) return;
     this.isOver = true;
     const { final } = this;
+    this.onEnd(this.how, final);
     // What is thrown above must not disturb what is cleaned up here.
     process.nextTick(() => this.listener.onReceiveStatus(final));
     this.stream.resume();

@@ -189,4 +189,29 @@ describe('a client that is closed', () => {
     release.resolve();
     assert.equal((await running).text, 'running');
   });
+
+  it('lets a hedged call go on that has lost one of its attempts', async (t) => {
+    const release = Promise.withResolvers<void>();
+    const kedge = await startGrpcKedge(t, {
+      unary: async (call, done) => {
+        if (call.request.text !== 'warm') await release.promise;
+        done(null, { text: call.request.text, authority: call.getHost() });
+      },
+    });
+    const hedgingPolicy = { maxAttempts: 2, hedgingDelay: '0.05s', nonFatalStatusCodes: ['UNAVAILABLE'] };
+    const options = { 'grpc.service_config': JSON.stringify({ methodConfig: [{ name: [{}], hedgingPolicy }] }) };
+    const dialer = kedge.dialer({ grpc: { maxStreamsPerConnection: 1 } });
+    const Wrapped = grpcDialer(dialer).wrap(Client);
+    await unary(new Wrapped('a.us1:1'), 'warm');
+    const client = new Wrapped('a.us1:1', undefined, options);
+    const hedged = unary(client, 'hedged');
+    while (kedge.calls.length < 3) await sleep(5);
+    [...kedge.sockets][0]!.destroy();
+    await sleep(100);
+    client.close();
+    await sleep(20);
+    release.resolve();
+    assert.equal((await hedged).text, 'hedged');
+    assert.equal(dialer.stats().inFlight, 0);
+  });
 });

@@ -494,6 +494,27 @@ describe('the life of gRPC connections', () => {
     await assert.rejects(held, { code: grpc.status.UNAVAILABLE });
   });
 
+  it('destroy() and close() of the client end a call whose own credentials never come', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const credentials = grpc.credentials.createFromMetadataGenerator(() => {});
+    const slow: TokenSource = { name: 'slow', peek: () => undefined, token: async () => 'late' };
+    for (const proxyAuth of [undefined, slow]) {
+      for (const end of ['destroy', 'close'] as const) {
+        const dialer = kedge.dialer({ mapper: single(kedge.route({ proxyAuth })) });
+        const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+        const call = unary(client, 'x', undefined, { credentials }).catch((error: grpc.ServiceError) => error);
+        await sleep(100);
+        if (end === 'destroy') void dialer.destroy();
+        else client.close();
+        const error = await Promise.race([call, sleep(2000, undefined, { ref: false })]);
+        assert.ok(error instanceof Error, `${end}: the call goes on`);
+        assert.ok(isKedgeError(error.cause) && error.cause.code === 'ERR_KEDGE_CLOSED');
+        assert.equal(dialer.stats().inFlight, 0);
+      }
+    }
+    assert.equal(kedge.calls.length, 0);
+  });
+
   it('refuses what would change what is dialled', async (t) => {
     const kedge = await startGrpcKedge(t);
     const { wrap, channel } = grpcDialer(kedge.dialer());
