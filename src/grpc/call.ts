@@ -284,6 +284,7 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
 
   private finish(): void {
     this.race?.release();
+    this.outgoing?.drop();
     this.over(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
   }
 }

@@ -129,6 +129,26 @@ describe('a mapped gRPC call', () => {
     }
   });
 
+  it('calls back what its end found unsent', async (t) => {
+    const silent = await startKedge(t, { onTcp: () => true });
+    const channel = grpcDialer(silent.dialer()).channel(ADDRESS);
+    const call = channel.createCall('/test.Echo/ClientStream', Number.POSITIVE_INFINITY, null, null, null);
+    const status = Promise.withResolvers<grpc.StatusObject>();
+    call.start(new grpc.Metadata(), {
+      onReceiveMetadata: () => {},
+      onReceiveMessage: () => {},
+      onReceiveStatus: status.resolve,
+    });
+    const done: number[] = [];
+    for (const i of [0, 1, 2]) call.sendMessageWithContext({ callback: () => done.push(i) }, Buffer.from('x'));
+    call.cancelWithStatus(grpc.status.CANCELLED, 'enough');
+    assert.equal((await status.promise).code, grpc.status.CANCELLED);
+    call.sendMessageWithContext({ callback: () => done.push(3) }, Buffer.from('x'));
+    assert.ok(!done.includes(3), 'not before it returns');
+    await sleep(20);
+    assert.deepEqual(done, [0, 1, 2, 3]);
+  });
+
   it('shares connections: 200 calls to 20 services open at most 2', async (t) => {
     const services = Array.from({ length: 20 }, (_, i) => `svc${i}.Echo`);
     const kedge = await startGrpcKedge(t, {
