@@ -1,3 +1,4 @@
+import { constants } from 'node:http2';
 import { type CallCredentials, type experimental, Metadata, type StatusObject, status } from '@grpc/grpc-js';
 import { Call } from '../engine/calls.ts';
 import type { Tokens } from '../engine/credentials.ts';
@@ -39,6 +40,7 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   /** How the caller ended it before anybody listened; interceptors may start a call long after it was made. */
   private cancelled: StatusObject | undefined;
   private tokens: Tokens | undefined;
+  private fetching: Promise<Tokens> | undefined;
   /** Of its stream. */
   private session: Session | undefined;
   /** Hedging opens several. */
@@ -46,7 +48,7 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   /** What a kedge or gateway says in the headers in the backend's place. */
   private reported: KedgeError | undefined;
   /** Why attempts failed, by the metadata of the statuses that say so. */
-  private failures: WeakMap<Metadata, KedgeError> | undefined;
+  private failures: WeakMap<Metadata, Pick<KedgeStatus, 'details' | 'cause'>> | undefined;
 
   constructor(context: CallContext, init: CallInit) {
     super(context.core);
@@ -196,9 +198,10 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   // -- the credentials' side
 
   /** The route's tokens, of which one was not at hand at the start. */
-  async tokensOf(): Promise<Tokens> {
-    this.tokens ??= await this.waitForTokens(this.plan!.credentials);
-    return this.tokens;
+  tokensOf(): Promise<Tokens> {
+    // Hedged attempts have one wait.
+    this.fetching ??= this.tokens === undefined ? this.fetchTokens() : Promise.resolve(this.tokens);
+    return this.fetching;
   }
 
   ownBytes(tokens: Tokens): number {
@@ -228,38 +231,61 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
     return sent;
   }
 
+  private async fetchTokens(): Promise<Tokens> {
+    this.tokens = await this.waitForTokens(this.plan!.credentials);
+    return this.tokens;
+  }
+
   /** No kedge can be had: grpc-js fails the call, tries again by the caller's policy, or has it wait. */
   private none(error: KedgeError): 'over' | StatusObject {
     const isPatient = this.metadata.getOptions().waitForReady === true && error.code !== 'ERR_KEDGE_CLOSED';
     const final = statusOf(error, this.authority);
     if (isPatient) {
       this.context.lookAgain();
-    } else if (final.code !== status.UNAVAILABLE) {
-      // Which grpc-js would not pass on as it is, for it did not come from the backend.
+    } else if (final.code !== status.UNAVAILABLE || error.code === 'ERR_KEDGE_CLOSED') {
+      // Which grpc-js would not pass on as it is, for it did not come from the backend; or would try again for nothing.
       this.fail(error);
       return 'over';
     }
-    this.failed(final.metadata, final.cause);
+    this.failed(final.metadata, final.details, final.cause);
     return final;
   }
 
   /** A stream is over; without a status of the backend's the call may have another one. */
   private ended(end: StreamEnd | undefined, final: StreamStatus, session: Session, at: number): void {
     this.streams -= 1;
-    if (end === undefined || end === 'reset' || this.isOver) return;
+    if (end === undefined || this.isOver) return;
     const kedge = this.plan!.hops[at]!.address.name;
-    const context = { target: this.authority, kedge };
-    const cause = session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', final.details, context);
-    this.failed(final.metadata, cause);
+    if (end === 'reset') {
+      const cause = this.causeOfReset(final, session, kedge);
+      // Its text stays grpc-js's, for it says the code.
+      if (cause !== undefined) this.failed(final.metadata, final.details, cause);
+      return;
+    }
+    const cause = session.why?.for(this.authority, kedge) ?? this.lost(final.details, kedge);
+    this.failed(final.metadata, cause.message, cause);
+    // There is nobody to try again for, nor to wait for whatever else it waits for.
+    if (cause.code === 'ERR_KEDGE_CLOSED') this.fail(cause);
+    if (this.isOver) return;
     this.race!.turnedAway(at);
     if (this.streams > 0) return;
     this.session = undefined;
     this.pend();
   }
 
-  private failed(metadata: Metadata, cause: KedgeError): void {
+  /** A kedge passes on that the backend cancelled, which is not for us to explain. */
+  private causeOfReset(final: StreamStatus, session: Session, kedge: string): KedgeError | undefined {
+    if (session.hasErred) return session.why?.for(this.authority, kedge);
+    return final.rstCode === constants.NGHTTP2_CANCEL ? undefined : this.lost(final.details, kedge);
+  }
+
+  private lost(reason: string, kedge: string): KedgeError {
+    return new KedgeError('ERR_KEDGE_CONNECTION', reason, { target: this.authority, kedge });
+  }
+
+  private failed(metadata: Metadata, details: string, cause: KedgeError): void {
     this.failures ??= new WeakMap();
-    this.failures.set(metadata, cause);
+    this.failures.set(metadata, { details, cause });
   }
 
   /** What grpc-js says, with what we know. */
@@ -268,8 +294,8 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
     const { kedgeName } = this.race!;
     const reported = this.reported ?? reportedBy(received.metadata, { target: this.authority, kedge: kedgeName });
     if (reported !== undefined) return { ...received, cause: reported } as KedgeStatus;
-    const cause = this.failures?.get(received.metadata);
-    if (cause !== undefined) return { ...received, details: cause.message, cause } as KedgeStatus;
+    const failure = this.failures?.get(received.metadata);
+    if (failure !== undefined) return { ...received, ...failure };
     const isSent = this.session !== undefined || kedgeName === undefined;
     if (received.code !== status.DEADLINE_EXCEEDED || isSent) return received;
     const where = this.isWaitingForTokens ? 'waiting for a token' : `waiting for a connection to kedge ${kedgeName}`;

@@ -258,7 +258,11 @@ export class Session {
     socket.once('error', over);
     socket.once('close', () => over());
     session.on('goaway', (code, lastStreamId) => {
-      this.hasErred ||= code !== constants.NGHTTP2_NO_ERROR;
+      if (code !== constants.NGHTTP2_NO_ERROR) {
+        this.hasErred = true;
+        const reason = `the kedge ended the connection with error code ${code}`;
+        this.reason ??= new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: connector.name });
+      }
       // Not processed, whatever the code (RFC 9113 §6.8); this comes before Node ends them with it.
       for (const stream of this.streams) {
         if ((stream.id ?? 0) > lastStreamId) stream.close(constants.NGHTTP2_REFUSED_STREAM);
