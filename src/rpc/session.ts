@@ -152,13 +152,17 @@ export class Session {
   /**
    * Opens the stream of a call; the session is in use until the stream has closed, or {@link ended}.
    *
-   * @throws what node:http2 says of the headers, or of a connection that is closing: that is not usable from then on
+   * @throws what node:http2 says of the headers, or that the connection is closing: it is not usable from then on
    */
   open(headers: OutgoingHttpHeaders): ClientHttp2Stream {
     const { http2 } = this;
     // A session that Node has destroyed is not `closed`, and one whose socket is destroyed takes requests.
     if (this.isLost) http2!.destroy();
-    if (http2!.closed || http2!.destroyed) this.drain();
+    if (http2!.closed || http2!.destroyed) {
+      this.drain();
+      // Node gives it a stream that fails as if it had been lost (https://github.com/nodejs/node/issues/63412).
+      throw new KedgeError('ERR_KEDGE_CONNECTION', 'the connection is closing', { kedge: this.owner.connector.name });
+    }
     const stream = http2!.request(headers);
     if ((stream.id ?? 0) > LAST_STREAM_ID) this.drain();
     // Calls hold the process, connections do not.

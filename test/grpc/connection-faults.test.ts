@@ -6,6 +6,7 @@ import http2 from 'node:http2';
 import net from 'node:net';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import tls from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { single } from '../../src/index.ts';
@@ -298,6 +299,33 @@ describe('a connection', () => {
     assert.deepEqual(texts, ['still here'], 'its own calls go on');
     for (let i = 0; i < 50 && kedge.sockets.size > 1; i += 1) await sleep(10);
     assert.equal(kedge.sockets.size, 1);
+  });
+
+  it('that Node has given up this moment takes no more calls, which go to another one', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = kedge.dialer();
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const sessions = sessionsOf(t);
+    const connect = t.mock.method(tls, 'connect');
+    const giveUps = {
+      destroyed: () => sessions.at(-1)!.destroy(),
+      'without its socket': () => connect.mock.calls.at(-1)!.result!.destroy(),
+      closed: () => sessions.at(-1)!.close(),
+    };
+    for (const [how, giveUp] of Object.entries(giveUps)) {
+      for (let i = 0; i < 3; i += 1) {
+        await unary(client, 'warm');
+        giveUp();
+        const calls = [unary(client, 'same tick')];
+        process.nextTick(() => calls.push(unary(client, 'next tick')));
+        await new Promise(setImmediate);
+        calls.push(unary(client, 'later'));
+        const failed = (await Promise.allSettled(calls)).filter(({ status }) => status === 'rejected');
+        assert.deepEqual(failed, [], how);
+      }
+    }
+    assert.equal(kedge.calls.length, 36, 'each call once');
+    assert.equal(dialer.stats().inFlight, 0);
   });
 });
 
