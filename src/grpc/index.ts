@@ -51,6 +51,10 @@ export interface GrpcDialer {
  * All services behind a kedge whose clients use equal channel options share connections, because `:authority` is set for
  * each call (RFC 9113 §8.3.1) and TLS is verified against the kedge.
  *
+ * Mapped channels take grpc-js's options; of a service config what it says of methods counts (timeouts, retries, hedging).
+ * Which kedge a call goes to, and when it is dialled again, is for routes and `failover`: `loadBalancingConfig` and the
+ * options of grpc-js's own connections, such as `grpc.initial_reconnect_backoff_ms`, count for unmapped targets only.
+ *
  * @throws `KedgeError` `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
  */
 export function grpcDialer(dialer: Dialer): GrpcDialer {
