@@ -29,6 +29,8 @@ export interface CheckReport {
 }
 
 const TIMEOUT_MS = 5000;
+/** How long a kedge may take to close a connection whose certificate it refuses. */
+const VERDICT_MS = 300;
 const MAX_BODY_BYTES = 16 * 1024 * 1024;
 
 /** Goes every step to each kedge of the target's route, then makes one request as any caller would. */
@@ -91,8 +93,26 @@ async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Prom
       ? 'no client certificate'
       : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
   ];
+  const isClosed = identity?.notAfter !== undefined && (await closes(secured));
   secured.destroy();
+  if (isClosed) {
+    const reason =
+      'the kedge closed the connection right after our certificate, as kedges do that refuse it and send no alert';
+    throw connector.refusal ?? new KedgeError('ERR_KEDGE_TLS', reason, { kedge: hop.address.name });
+  }
   return words.join('; ');
+}
+
+/** With TLS 1.3 what the kedge thinks of our certificate comes after the handshake (RFC 8446 §4.4.2.4). */
+function closes(socket: TLSSocket): Promise<boolean> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, VERDICT_MS, false);
+    socket.once('close', () => {
+      clearTimeout(timer);
+      resolve(true);
+    });
+    socket.resume();
+  });
 }
 
 async function get(dialer: Dialer, target: string, path: string): Promise<string> {

@@ -78,6 +78,10 @@ export class Connector {
     return this.timeouts.proxy ?? this.address;
   }
 
+  get showsCertificate(): boolean {
+    return this.address.secure && this.identity?.notAfter !== undefined;
+  }
+
   get isSecure(): boolean {
     return this.address.secure;
   }

@@ -249,7 +249,8 @@ export class Session {
     const over = (cause: Error = new Error('the connection was closed')) => {
       clearTimeout(timer);
       if (this.state === 'connecting') {
-        fail('ERR_KEDGE_CONNECT', 'the kedge closed the connection before it spoke HTTP/2', cause);
+        const may = connector.showsCertificate ? ', as kedges do that refuse our certificate and send no alert' : '';
+        fail('ERR_KEDGE_CONNECT', `the kedge closed the connection before it spoke HTTP/2${may}`, cause);
         return;
       }
       session.destroy();
