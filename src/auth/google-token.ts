@@ -1,9 +1,8 @@
 import { readRegularFile } from '../read-file.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import { check, object, optional, or, path, strings, type Table, text, url } from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
-import { type TokenSource, tokenError } from './token-source.ts';
+import { loadPeer, type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link googleServiceAccountToken}. */
 export interface GoogleServiceAccountTokenOptions extends CachedTokenOptions {
@@ -74,11 +73,7 @@ async function tokenEndpoint(name: string, issuer: string, signal: AbortSignal):
 }
 
 async function sign(name: string, key: Key, url: string, audience: string, scopes: readonly string[]): Promise<string> {
-  const { SignJWT, importPKCS8 } = await loadOptional(
-    'jose',
-    () => import('jose'),
-    (reason) => tokenError(name, reason),
-  );
+  const { SignJWT, importPKCS8 } = await loadPeer(name, 'jose', () => import('jose'));
   const claims = { target_audience: audience, ...(scopes.length > 0 ? { scope: scopes.join(' ') } : {}) };
   const header = { alg: 'RS256', typ: 'JWT', ...(key.private_key_id ? { kid: key.private_key_id } : {}) };
   return new SignJWT(claims)

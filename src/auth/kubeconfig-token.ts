@@ -2,11 +2,10 @@ import { homedir } from 'node:os';
 import { delimiter, dirname, join, resolve } from 'node:path';
 import { readRegularFile } from '../read-file.ts';
 import { debug } from '../support/debug.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import { check, path as filePath, object, optional, type Table, text } from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
-import { type TokenSource, tokenError } from './token-source.ts';
+import { loadPeer, type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link kubeconfigToken}. */
 export interface KubeconfigTokenOptions extends CachedTokenOptions {
@@ -35,11 +34,7 @@ export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSour
   const { path, user, deadlineMs, ...given } = check('kubeconfigToken', OPTIONS, options);
   const name = given.name ?? `kubeconfig${user === undefined ? '' : ` ${user}`}`;
   const fetchToken = async () => {
-    const client = await loadOptional(
-      '@kubernetes/client-node',
-      () => import('@kubernetes/client-node'),
-      (reason) => tokenError(name, reason),
-    );
+    const client = await loadPeer(name, '@kubernetes/client-node', () => import('@kubernetes/client-node'));
     const { KubeConfig, loadYaml } = client;
     const config = new KubeConfig();
     try {

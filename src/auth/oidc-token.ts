@@ -1,11 +1,10 @@
 import type * as oidc from 'openid-client';
 import { orAbort } from '../support/abort.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import * as shape from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { readRefreshToken, writeRefreshToken } from './refresh-cache.ts';
-import { type TokenSource, tokenError } from './token-source.ts';
+import { loadPeer, type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link oidcToken}. */
 export interface OidcTokenOptions extends CachedTokenOptions {
@@ -101,11 +100,7 @@ class OidcClient {
   }
 
   async fetch(signal: AbortSignal): Promise<FetchedToken> {
-    const client = await loadOptional(
-      'openid-client',
-      () => import('openid-client'),
-      (reason) => tokenError(this.name, reason),
-    );
+    const client = await loadPeer(this.name, 'openid-client', () => import('openid-client'));
     try {
       const config = await this.configuration(client, signal);
       return this.options.grant === 'refresh_token'
