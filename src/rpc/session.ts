@@ -87,7 +87,7 @@ export class Session {
     owner.connector.connect(['h2'], (error, socket) => {
       if (error !== null) this.fail(error);
       else if (this.state === 'closed') socket!.destroy();
-      else this.greet(socket!);
+      else this.begin(socket!);
     });
   }
 
@@ -222,6 +222,18 @@ export class Session {
     this.setState('closed');
     // Node waits for the kedge to close its half, too.
     if (socket !== undefined) setTimeout(() => socket.destroy(), CLOSE_MS).unref();
+  }
+
+  /** What is thrown here, by Node or by who wraps it to watch, would be thrown at the process. */
+  private begin(socket: Socket): void {
+    try {
+      this.greet(socket);
+    } catch (cause) {
+      socket.destroy();
+      this.isUntold = true;
+      const { name } = this.owner.connector;
+      this.fail(new KedgeError('ERR_KEDGE_CONNECT', 'HTTP/2 could not begin', { kedge: name, cause }));
+    }
   }
 
   /** HTTP/2 begins: ready with the kedge's SETTINGS, not before. */

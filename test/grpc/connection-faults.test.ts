@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import tls from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { single } from '../../src/index.ts';
+import { isKedgeError, single } from '../../src/index.ts';
 import { startBlackHole } from '../helpers/black-hole.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
@@ -326,6 +326,28 @@ describe('a connection', () => {
     }
     assert.equal(kedge.calls.length, 36, 'each call once');
     assert.equal(dialer.stats().inFlight, 0);
+  });
+
+  it('on which HTTP/2 cannot begin is a failed dial, and the next one is not', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = kedge.dialer();
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const begin = t.mock.method(http2, 'connect', () => {
+      throw new Error('instrumented');
+    });
+    const failed = (error: grpc.ServiceError) => {
+      assert.ok(isKedgeError(error.cause));
+      assert.deepEqual([error.cause.code, error.cause.stage], ['ERR_KEDGE_CONNECT', 'connect']);
+      assert.equal((error.cause.cause as Error).message, 'instrumented');
+      return true;
+    };
+    await Promise.all(['x', 'y'].map((text) => assert.rejects(unary(client, text), failed)));
+    assert.equal(dialer.stats().kedges[0]!.failures, 1);
+    begin.mock.restore();
+    const patient = new grpc.Metadata({ waitForReady: true });
+    assert.equal((await unary(client, 'x', patient)).text, 'x');
+    for (let i = 0; i < 50 && kedge.sockets.size > 1; i += 1) await sleep(10);
+    assert.equal(kedge.sockets.size, 1);
   });
 });
 
