@@ -15,7 +15,8 @@ export interface ConnectDialer {
    * ```
    *
    * Calls of the gRPC protocol take the routes of the gRPC wire, those of Connect and gRPC-Web the ones of HTTP, as a
-   * kedge tells them apart. A target that no mapper knows fails with `ERR_KEDGE_UNMAPPED`: leave the option out for it.
+   * kedge tells them apart. A loop over a server's messages that is left early leaves its stream open, for connect-es hides
+   * that from its transport (`handleStreamResponse()` of its `promise-client.ts`): abort the call's `signal` as well. A target that no mapper knows fails with `ERR_KEDGE_UNMAPPED`: leave the option out for it.
    *
    * @throws `KedgeError` `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE`, `ERR_KEDGE_CLOSED`
    */

@@ -39,7 +39,7 @@ export type Text = MessageShape<typeof StringValueSchema>;
 /** The four call kinds; the types of a descriptor made at run time know of none. */
 export interface GreeterClient {
   unary(request: { value: string }, options?: object): Promise<Text>;
-  down(request: { value: string }): AsyncIterable<Text>;
+  down(request: { value: string }, options?: object): AsyncIterable<Text>;
   up(requests: AsyncIterable<{ value: string }>): Promise<Text>;
   both(requests: AsyncIterable<{ value: string }>): AsyncIterable<Text>;
 }
