@@ -7,6 +7,7 @@ import { suffix } from '../mapper/suffix.ts';
 import { loadWinchConfig } from '../mapper/winch-config.ts';
 import type { DialerOptions } from '../options.ts';
 import { KedgeError } from '../support/errors.ts';
+import { nearest } from '../support/shape.ts';
 import type { Wire } from '../target.ts';
 
 export const HELP = `Usage: kedge-dialer explain <target> [options]
@@ -15,7 +16,8 @@ export const HELP = `Usage: kedge-dialer explain <target> [options]
 explain  says where a call would go, and why; it asks nobody
 check    does it: name look-up, TCP, TLS with both certificates, and one request through the kedge
 
-A target is an origin such as http://orders.shop.svc.us1.example:8080, or with --grpc host:port.
+A target is an origin such as http://orders.shop.svc.us1.example:8080, or with --grpc host:port. One with a path, a query
+or user:password@ is refused: --path says what 'check' asks for, --auth which tokens go with it.
 
 Where calls go, one of:
   --mapper <file>        winch's mapper file
@@ -33,13 +35,15 @@ With what:
   --grpc                 the target is a gRPC service
   --path <path>          what 'check' asks for; default: / or grpc.health.v1.Health
   --json                 print JSON
-  --help                 this text
+  -v, --version          print the version
+  -h, --help             this text
 
 Exit status: 0 reached (explain: understood), 1 not, 2 wrong usage.`;
 
 /** A command that makes sense. */
 export type Command =
   | { readonly is: 'help' }
+  | { readonly is: 'version' }
   | {
       readonly is: 'explain' | 'check';
       readonly dialer: Dialer;
@@ -49,6 +53,10 @@ export type Command =
       readonly json: boolean;
       readonly warnings: readonly string[];
     };
+
+const COMMANDS = ['explain', 'check'] as const;
+/** Anything else may have been pasted by mistake, and is not shown. */
+const SHOWN = /^[\w-]{1,40}$/;
 
 const text = { type: 'string' } as const;
 const flag = { type: 'boolean', default: false } as const;
@@ -72,12 +80,15 @@ export function parse(args: readonly string[]): Command {
       grpc: flag,
       path: text,
       json: flag,
+      version: { type: 'boolean', short: 'v', default: false },
       help: { type: 'boolean', short: 'h', default: false },
     },
   });
   if (values.help) return { is: 'help' };
-  const [is, target, ...rest] = positionals;
-  if (is !== 'explain' && is !== 'check') throw new Error('the command is explain or check');
+  if (values.version) return { is: 'version' };
+  const [command = '', target, ...rest] = positionals;
+  const is = COMMANDS.find((each) => each === command);
+  if (is === undefined) throw new Error(unknownCommand(command));
   if (target === undefined || rest.length > 0) throw new Error(`${is} takes one target`);
   const { mapper, warnings } = mapperOf(values);
   const { cert, key, ca, grpc, path, json } = values;
@@ -92,6 +103,12 @@ export function parse(args: readonly string[]): Command {
   else if (ca !== undefined) options.identity = pemFiles({ ca });
   const wire = grpc ? 'grpc' : 'http';
   return { is, dialer: createDialer(options), target, wire, path, json, warnings };
+}
+
+function unknownCommand(given: string): string {
+  if (!SHOWN.test(given)) return 'the command is explain or check';
+  const meant = nearest(given, COMMANDS);
+  return `unknown command ${given}; ${meant === undefined ? 'there are explain and check' : `did you mean ${meant}?`}`;
 }
 
 function mapperOf(values: Record<string, string | boolean | undefined>): { mapper: Mapper; warnings: string[] } {
