@@ -1,3 +1,5 @@
+import '../support/refuse-old-node.ts';
+
 import type { Dialer } from '../dialer.ts';
 import { coreOf } from '../engine/core.ts';
 import { type ConnectSessionManager, KedgeSessionManager } from './session-manager.ts';
@@ -26,6 +28,17 @@ export interface ConnectDialer {
 /**
  * Dials the calls of connect-es 2 through the kedges of `dialer`, sharing its routes, identity, tokens and life: there is
  * nothing to close. Limits are those of the `grpc` options.
+ *
+ * @example
+ * ```ts
+ * import { createGrpcTransport } from '@connectrpc/connect-node';
+ * import { createDialer, single } from 'kedge-dialer';
+ * import { connectDialer } from 'kedge-dialer/connect';
+ *
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com') });
+ * const baseUrl = 'http://greeter.us1.example:9090';
+ * const transport = createGrpcTransport({ baseUrl, sessionManager: connectDialer(dialer).sessionManager(baseUrl) });
+ * ```
  *
  * @throws `KedgeError` `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
  */

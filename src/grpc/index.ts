@@ -1,3 +1,5 @@
+import '../support/refuse-old-node.ts';
+
 import { Channel, type ChannelCredentials, type ChannelInterface, type ClientOptions } from '@grpc/grpc-js';
 import type { Dialer } from '../dialer.ts';
 import { coreOf } from '../engine/core.ts';
@@ -54,6 +56,17 @@ export interface GrpcDialer {
  * Mapped channels take grpc-js's options; of a service config what it says of methods counts (timeouts, retries, hedging).
  * Which kedge a call goes to, and when it is dialled again, is for routes and `failover`: `loadBalancingConfig` and the
  * options of grpc-js's own connections, such as `grpc.initial_reconnect_backoff_ms`, count for unmapped targets only.
+ *
+ * @example
+ * ```ts
+ * import { createDialer, single } from 'kedge-dialer';
+ * import { grpcDialer } from 'kedge-dialer/grpc';
+ * import { GreeterClient } from './gen/greeter.js'; // any generated or loaded grpc-js client
+ *
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com') });
+ * const client = new (grpcDialer(dialer).wrap(GreeterClient))('greeter.us1.example:9090');
+ * client.sayHello({ name: 'Ada' }, (error, reply) => console.log(error ?? reply));
+ * ```
  *
  * @throws `KedgeError` `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
  */
