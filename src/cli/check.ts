@@ -1,6 +1,7 @@
 import dns from 'node:dns/promises';
+import { once } from 'node:events';
 import { isIP, type Socket, connect as tcpConnect } from 'node:net';
-import type { TLSSocket } from 'node:tls';
+import tls, { type Certificate, type TLSSocket } from 'node:tls';
 import { inspect } from 'node:util';
 import type { Dialer } from '../dialer.ts';
 import { type Core, coreOf } from '../engine/core.ts';
@@ -75,8 +76,28 @@ async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Prom
     socket?.destroy();
     return;
   }
-  steps.push(await step(name, 'tls', () => handshake(core, hop, socket!, wire)));
+  const secured = await step(name, 'tls', () => handshake(core, hop, socket!, wire));
   socket!.destroy();
+  if (secured.detail.startsWith('ERR_KEDGE_CERTIFICATE')) secured.detail += await shown(hop, addresses[0]!);
+  steps.push(secured);
+}
+
+/** The certificate that was not accepted. We show none to whoever has it, and say nothing. */
+async function shown({ address: { sni, port } }: Hop, host: string): Promise<string> {
+  const tcp = await connect(host, port).catch(() => undefined);
+  if (tcp === undefined) return '';
+  const socket = tls.connect({ socket: tcp, servername: sni, rejectUnauthorized: false });
+  try {
+    await once(socket, 'secureConnect', { signal: AbortSignal.timeout(TIMEOUT_MS) });
+    const { subject, issuer, fingerprint256 } = socket.getPeerCertificate();
+    const nameOf = ({ CN, O }: Certificate) => JSON.stringify(String(CN ?? O).replace(/[^\x20-\x7e]/g, '?'));
+    return `; it shows ${nameOf(subject)}, issued by ${nameOf(issuer)}, SHA-256 ${fingerprint256}`;
+  } catch {
+    return '';
+  } finally {
+    socket.destroy();
+    tcp.destroy();
+  }
 }
 
 async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Promise<string> {

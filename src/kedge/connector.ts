@@ -321,9 +321,19 @@ export class Connector {
       return this.fail('ERR_KEDGE_CLIENT_CERTIFICATE', `the kedge refused ${own}`, error);
     }
     if (UNTRUSTED_CERTIFICATE.test(code) || (error instanceof Error && code === '')) {
-      return this.fail('ERR_KEDGE_CERTIFICATE', `the kedge's certificate was not accepted${because(error)}`, error);
+      const hint = UNKNOWN_CA.test(code) ? this.caHint() : '';
+      const reason = `the kedge's certificate was not accepted${because(error)}${hint}`;
+      return this.fail('ERR_KEDGE_CERTIFICATE', reason, error);
     }
     return this.fail('ERR_KEDGE_TLS', `TLS handshake failed${because(error)}`, error);
+  }
+
+  private caHint(): string {
+    const trusted =
+      this.identity?.ca === undefined
+        ? "it is not from a CA of the system, and the identity, the dialer's or the route's, has no `ca`"
+        : "it is not from a CA in `ca` of the identity, the dialer's or the route's";
+    return `; ${trusted} (\`kedge-dialer check\` says who issued it)`;
   }
 
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
@@ -361,6 +371,10 @@ const NO_PROTOCOL = /_ALERT_NO_APPLICATION_PROTOCOL$/;
 /** node:tls codes that say that the peer's certificate failed verification (Node.js documentation, "X509 certificate error codes"). */
 const UNTRUSTED_CERTIFICATE =
   /^(?:ERR_TLS_CERT_|UNABLE_TO_|CERT_|CRL_|DEPTH_ZERO_|SELF_SIGNED_|ERROR_IN_CERT_|INVALID_(?:CA|PURPOSE)|PATH_LENGTH_|HOSTNAME_MISMATCH)/;
+
+/** Those of them that say that we do not know who signed it. */
+const UNKNOWN_CA =
+  /^(?:UNABLE_TO_(?:VERIFY_LEAF_SIGNATURE|GET_ISSUER_CERT(?:_LOCALLY)?)|(?:DEPTH_ZERO_)?SELF_SIGNED_CERT(?:_IN_CHAIN)?|CERT_UNTRUSTED)$/;
 
 function secureContext(identity: AnySnapshot | undefined, peer: PeerPolicy): tls.SecureContext {
   try {

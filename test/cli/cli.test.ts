@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import type { ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
@@ -83,7 +83,11 @@ describe('kedge-dialer', () => {
     assert.equal(kedge.seen[0]!.clientSubject, 'undefined');
     const unknown = await run('check', 'http://a.us1/', ...to);
     assert.equal(unknown.status, 1, unknown.out);
-    assert.match(unknown.out, /FAIL tls .*ERR_KEDGE_CERTIFICATE/);
+    assert.match(
+      unknown.out,
+      /FAIL tls .*ERR_KEDGE_CERTIFICATE.*the identity, the dialer's or the route's, has no `ca`/,
+    );
+    assert.match(unknown.out, /FAIL tls .*it shows "[^"]+", issued by "test CA", SHA-256 (?:[0-9A-F]{2}:){31}/);
   });
 
   it('says which stage failed and why', async (t) => {
@@ -119,6 +123,35 @@ describe('kedge-dialer', () => {
     assert.match(refused.out, /FAIL tcp .*ECONNREFUSED/);
     const noName = await run('check', 'http://a.us1', '--kedge', 'https://nowhere.invalid');
     assert.match(noName.out, /FAIL dns .*ERR_KEDGE_DNS/);
+  });
+
+  it('refuses a target with a path, a query or credentials, says so, and shows no password', async () => {
+    const via = ['--kedge', 'https://k.test'];
+    for (const [args, reason] of [
+      [['explain', 'http://a.us1/v1?key=canary-query'], /a target is a host and a port, without a path or a query/],
+      [['check', 'http://ada:canary-word@a.us1/', '--json'], /credentials in a target are not sent/],
+      [['check', 'ada:canary-word@a.us1:90', '--grpc'], /credentials in a target are not sent/],
+    ] as const) {
+      const { status, out } = await run(...args, ...via);
+      assert.equal(status, 1, out);
+      assert.match(out, /ERR_KEDGE_TARGET/);
+      assert.match(out, reason);
+      assert.doesNotMatch(out, /canary/);
+    }
+    assert.match((await run('--help')).out, /path, a query\s+or user:password@ is refused/);
+  });
+
+  it('prints its version', async () => {
+    const { version } = JSON.parse(await readFile(new URL('../../package.json', import.meta.url), 'utf8'));
+    for (const flag of ['--version', '-v']) assert.deepEqual(await run(flag), { status: 0, out: `${version}\n` });
+  });
+
+  it('says which command was meant', async () => {
+    const hint = async (command: string) => (await run(command, 'http://a.us1')).out.split('\n')[0];
+    assert.equal(await hint('explian'), 'kedge-dialer: unknown command explian; did you mean explain?');
+    assert.equal(await hint('chek'), 'kedge-dialer: unknown command chek; did you mean check?');
+    assert.equal(await hint('dial'), 'kedge-dialer: unknown command dial; there are explain and check');
+    assert.equal(await hint('http://ada:canary-word@a.us1'), 'kedge-dialer: the command is explain or check');
   });
 
   it('helps, and refuses what makes no sense with status 2', async () => {
