@@ -27,6 +27,8 @@ const ERROR_TYPES: Readonly<Record<string, string>> = {
 };
 /** Whoever talks to a proxy names it, not the next one; the dialer writes `Host` anew, and Node has said 100 Continue. */
 const FOR_WINCH = new Set(['expect', 'host', 'proxy-authorization']);
+/** What may be asked of what is behind a kedge: all but CONNECT (RFC 9110 §15.5.6). */
+const BUT_CONNECT = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE';
 const CLIENT_ERRORS = new Set(['ERR_KEDGE_TARGET', 'ERR_KEDGE_REQUEST']);
 
 /** A forward proxy (RFC 9110 §3.7): what is mapped goes through a kedge, all else where it would have gone. */
@@ -121,8 +123,8 @@ export class HttpProxy {
   /** A tunnel, which the original never had: to unmapped hosts only, as nothing could be added inside it. */
   connect(request: http.IncomingMessage, socket: Duplex, head: Buffer): void {
     socket.on('error', () => {});
-    const end = (status: string, text: string) =>
-      socket.end(`HTTP/1.1 ${status}\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n${text}\n`);
+    const end = (status: string, text: string, allow = '') =>
+      socket.end(`HTTP/1.1 ${status}\r\n${allow}content-type: text/plain\r\nconnection: close\r\n\r\n${text}\n`);
     let outcome: string;
     let authority: string;
     try {
@@ -135,6 +137,7 @@ export class HttpProxy {
       end(
         '405 Method Not Allowed',
         `winch: ${authority} is behind a kedge: ask for it with http:, and the kedge is spoken to with TLS`,
+        `allow: ${BUT_CONNECT}\r\n`,
       );
       return;
     }

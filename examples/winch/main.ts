@@ -6,11 +6,10 @@
  *     --client_tls_cert_file=tls.crt --client_tls_key_file=tls.key --client_tls_root_ca_files=ca.crt
  */
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles, type WinchLogin } from 'kedge-dialer';
-import { configSource, helpOf, readFlags } from '../flags.ts';
+import { configSource, helpOf, readFlagFile, readFlags } from '../flags.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
 import { HttpProxy, refuse } from './http-proxy.ts';
 import { Metrics, pages, startMonitoring } from './pages.ts';
@@ -158,10 +157,12 @@ function identityOf(cert: string, key: string, cas: string[]): Pick<DialerOption
       throw new Error('--client_tls_root_ca_files goes with --client_tls_cert_file and --client_tls_key_file');
     return {};
   }
+  // A file that is not there is an error now, not of each call.
+  const text = { cert: readFlagFile('client_tls_cert_file', cert), key: readFlagFile('client_tls_key_file', key) };
+  const ca = cas.map((path) => readFlagFile('client_tls_root_ca_files', path)).join('\n');
   // One file is watched; several are read once.
-  if (cas.length <= 1) return { identity: pemFiles({ cert, key, ...(cas.length === 0 ? {} : { ca: cas[0]! }) }) };
-  const ca = cas.map((path) => readFileSync(path, 'utf8')).join('\n');
-  return { identity: pem({ cert: readFileSync(cert), key: readFileSync(key), ca }) };
+  if (cas.length > 1) return { identity: pem({ ...text, ca }) };
+  return { identity: pemFiles({ cert, key, ...(cas.length === 0 ? {} : { ca: cas[0]! }) }) };
 }
 
 main().catch((error: Error) => {

@@ -1,8 +1,8 @@
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { TokenSource } from 'kedge-dialer';
 import { Counter, Registry } from 'prom-client';
+import { readFlagFile } from '../flags.ts';
 
 /** What winch counts. */
 export class Metrics {
@@ -38,7 +38,7 @@ export function pages(
 ): (request: http.IncomingMessage, response: http.ServerResponse) => Promise<void> {
   const { port, metrics, tokenSources } = options;
   const hosts = new Set(['127.0.0.1', 'localhost', '[::1]'].map((name) => `${name}:${port}`));
-  const pac = options.pacFile === '' ? pacOf(options.pacExpressions, port) : readFileSync(options.pacFile, 'utf8');
+  const pac = options.pacFile === '' ? pacOf(options.pacExpressions, port) : readFlagFile('pac_file', options.pacFile);
   return async (request, response) => {
     const url = URL.parse(request.url!, `http://127.0.0.1:${port}`);
     if (!hosts.has((request.headers.host ?? '').toLowerCase())) {

@@ -42,6 +42,13 @@ const OPTIONS = object({
  * §2.1, https://developers.google.com/identity/protocols/oauth2/service-account). Needs the optional peer `jose`. The key
  * file is read with each refresh.
  *
+ * @example
+ * ```ts
+ * import { googleServiceAccountToken } from 'kedge-dialer';
+ *
+ * const token = googleServiceAccountToken({ keyFile: '/secrets/key.json', audience: 'kedge' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function googleServiceAccountToken(options: GoogleServiceAccountTokenOptions): TokenSource {
@@ -91,7 +98,7 @@ function readKey(name: string, file: string): Key {
   try {
     key = JSON.parse(readRegularFile(file).toString('utf8'));
   } catch (cause) {
-    throw tokenError(name, `the key file ${file} cannot be read`, cause);
+    throw tokenError(name, `\`keyFile\`: the key file ${file} cannot be read`, cause);
   }
   const { client_email, private_key } = (key ?? {}) as Partial<Key>;
   if (typeof client_email === 'string' && typeof private_key === 'string') return key as Key;

@@ -28,6 +28,13 @@ const DEFAULT_LIFE_MS = 60_000;
  * The bearer token of a user in a kubeconfig: `tokenFile`, `token`, `exec` or an auth provider such as `oidc`, by way of
  * the optional peer `@kubernetes/client-node`. The files are read again with each refresh.
  *
+ * @example
+ * ```ts
+ * import { kubeconfigToken } from 'kedge-dialer';
+ *
+ * const token = kubeconfigToken({ user: 'developer' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSource {
@@ -45,7 +52,8 @@ export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSour
         config.loadFromFile(path);
       }
     } catch (cause) {
-      throw tokenError(name, 'the kubeconfig cannot be read', cause);
+      const from = path === undefined ? 'KUBECONFIG' : '`path`';
+      throw tokenError(name, `${from}: the kubeconfig ${filesOf(path).join(', ')} cannot be read`, cause);
     }
     if (user !== undefined) {
       if (config.getUser(user) === null) throw tokenError(name, `the kubeconfig has no user "${user}"`);

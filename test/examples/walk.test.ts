@@ -39,7 +39,6 @@ describe('the walk in the README of the examples', () => {
         "'--pac_",
         `--server_http_port=${ports.get('8070')} --server_grpc_port=${ports.get('8071')} '--pac_`,
       ),
-      `for i in $(seq 100); do curl -s http://127.0.0.1:${ports.get('8070')}/version > /dev/null && curl -s http://127.0.0.1:${ports.get('8081')}/_healthz > /dev/null && break; sleep 0.2; done`,
       own(curl!),
       own(check!).replace('npx kedge-dialer', 'node dist/cli/main.js'),
     ].join('\n');

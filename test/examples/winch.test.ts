@@ -273,7 +273,10 @@ describe('winch', () => {
     const tunnel = await send(`CONNECT ${host} HTTP/1.1\r\nhost: ${host}\r\n\r\nGET /t HTTP/1.0\r\n\r\n`, /x-seen/);
     assert.match(tunnel, /^HTTP\/1\.1 200 Connection Established\r\n\r\nHTTP\/1\.1 200 OK/);
     const refused = await send('CONNECT orders.us1.test:443 HTTP/1.1\r\nhost: orders.us1.test:443\r\n\r\n', /$^/);
-    assert.match(refused, /^HTTP\/1\.1 405 [\s\S]*orders\.us1\.test is behind a kedge: ask for it with http:/);
+    assert.match(
+      refused,
+      /^HTTP\/1\.1 405 .*\r\nallow: GET, [\s\S]*\r\n\r\nwinch: orders\.us1\.test is behind a kedge: ask for it with http:/,
+    );
     assert.match(await send('CONNECT a b HTTP/1.1\r\nhost: x\r\n\r\n', /$^/), /^HTTP\/1\.1 400/);
     assert.match(await send('CONNECT 127.0.0.1:1 HTTP/1.1\r\nhost: x\r\n\r\n', /$^/), /^HTTP\/1\.1 502/);
   });
@@ -377,6 +380,10 @@ describe('winch', () => {
       [[mapper, '--what'], /Unknown option '--what'/],
       [[mapper, auth, '--client_insecure'], /--client_insecure with auth sources/],
       [[mapper, '--client_tls_root_ca_files=x'], /goes with --client_tls_cert_file/],
+      [
+        [mapper, '--client_tls_cert_file=/nowhere/c', '--client_tls_key_file=k'],
+        /^winch: --client_tls_cert_file: \/nowhere\/c cannot be read \(ENOENT\)$/m,
+      ],
       [[mapper, '--debug_mode=maybe'], /--debug_mode is true or false/],
     ] as const) {
       const { status, out } = await runNode([MAIN, ...ports, ...flags]);
