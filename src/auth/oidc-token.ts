@@ -63,6 +63,18 @@ const OPTIONS = shape.object({
  * A token of an OpenID Connect provider, by way of the optional peer `openid-client`. Rotated refresh tokens are kept; one
  * that is refused (RFC 6749 §5.2 `invalid_grant`) is forgotten, and `login` asked where there is one.
  *
+ * @example
+ * ```ts
+ * import { oidcToken } from 'kedge-dialer';
+ *
+ * const token = oidcToken({
+ *   issuer: 'https://login.example.com',
+ *   clientId: 'checkout',
+ *   clientSecret: process.env['CLIENT_SECRET'] ?? 'from-a-secret',
+ *   parameters: { audience: 'kedge' },
+ * });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function oidcToken(options: OidcTokenOptions): TokenSource {
