@@ -61,8 +61,8 @@ let fetches = 0;
  * A token source of what `fetchToken` gives: one fetch however many calls wait.
  *
  * - **Refresh**: a token with `expiresAt` is refreshed by the first call after 75 to 80% of its life, in the background; calls
- *   go on with the one that is valid. One without counts until it is invalidated. One that has just been fetched counts for
- *   60 s at least from its `expiresAt`, where our clock says that it is past: the clocks may differ by that.
+ *   go on with the one that is valid. One without counts until it is invalidated. One that is past its `expiresAt` by our clock
+ *   when it arrives counts until 60 s after it, because clocks differ; past that too, it is a failure.
  * - **Failure**: while there is a valid token it is used, and the background tries again, by the first call after 0.5 to 1 s, then
  *   after twice as long each time, up to 15 to 30 s. An expired one is never used. Without a valid one, calls that wait are told
  *   (`ERR_KEDGE_TOKEN_UNAVAILABLE`), so are those of the next 250 ms, and the first one after that fetches.
