@@ -3,8 +3,10 @@ import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import http from 'node:http';
+import http2 from 'node:http2';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { before, describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import vm from 'node:vm';
@@ -391,7 +393,7 @@ describe('winch', () => {
       assert.match(out, message);
       assert.doesNotMatch(out, /canary/);
     }
-    const winch = await spawnNode(t, MAIN, [
+    const winch = await spawnNode<{ grpcPort: number }>(t, MAIN, [
       ...ports,
       mapper,
       '--server_http_max_read_timeout',
@@ -400,6 +402,12 @@ describe('winch', () => {
       'true',
     ]);
     assert.match(winch.output, /--server_http_max_read_timeout is ignored: the head has 10 s/);
+    const session = http2.connect(`http://127.0.0.1:${winch.ready.grpcPort}`);
+    const request = session.request({ ':path': '/' });
+    const [headers] = await once(request, 'response');
+    assert.equal(headers[':status'], 415);
+    assert.match(await text(request), /^winch: this port takes gRPC only.*\n$/);
+    session.close();
     assert.deepEqual(await winch.stop(), { code: 0, signal: null });
   });
 });
