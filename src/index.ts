@@ -8,6 +8,7 @@ export { type KubeconfigTokenOptions, kubeconfigToken } from './auth/kubeconfig-
 export { type OidcTokenOptions, oidcToken } from './auth/oidc-token.ts';
 export { type StaticTokenOptions, staticToken } from './auth/static-token.ts';
 export type { TokenSource } from './auth/token-source.ts';
+export type { PeerPolicy } from './dial/peer.ts';
 export { createDialer, type Dialer, type DialerStats } from './dialer.ts';
 export type { ExplainedIdentity, ExplainedKedge, Explanation } from './explain.ts';
 export type { KedgeDispatcher } from './http/types.ts';
@@ -17,7 +18,6 @@ export { type IdentityFilesOptions, type PemFilesInit, pemFiles, type TrustFiles
 export { type Pkcs12FileInit, pkcs12, pkcs12File } from './identity/pkcs12.ts';
 export type { PemInit, Pkcs12Init, TrustInit } from './identity/snapshot.ts';
 export type { KedgeStats } from './kedge/kedge.ts';
-export type { PeerPolicy } from './kedge/peer.ts';
 export { firstMatch } from './mapper/first-match.ts';
 export { hostPorts, hosts, type RouteTable } from './mapper/hosts.ts';
 export type { Mapper } from './mapper/mapper.ts';

@@ -1,6 +1,6 @@
+import { type PeerPolicy, peerPolicy } from './dial/peer.ts';
+import { proxyAddress } from './dial/tunnel.ts';
 import { type AnyIdentity, identityReader } from './identity/identity.ts';
-import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
-import { proxyAddress } from './kedge/proxy.ts';
 import type { Mapper } from './mapper/mapper.ts';
 import * as shape from './support/shape.ts';
 import { MAX_INT32 } from './support/timer.ts';

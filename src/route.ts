@@ -1,7 +1,7 @@
 import { type TokenSource, tokenSourceReader } from './auth/token-source.ts';
+import { type KedgeAddress, kedgeAddress } from './dial/kedge-address.ts';
+import { type PeerPolicy, peerPolicy } from './dial/peer.ts';
 import { type AnyIdentity, identityReader } from './identity/identity.ts';
-import { type KedgeAddress, kedgeAddress } from './kedge/address.ts';
-import { type PeerPolicy, peerPolicy } from './kedge/peer.ts';
 import { KedgeError, quote } from './support/errors.ts';
 import { boolean, check, object, optional, type Table } from './support/shape.ts';
 import { parseTarget } from './target.ts';

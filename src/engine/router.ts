@@ -1,9 +1,9 @@
 import { LRUCache } from 'lru-cache';
 import { Bearer } from '../auth/bearer.ts';
 import type { TokenSource } from '../auth/token-source.ts';
+import type { PeerPolicy } from '../dial/peer.ts';
 import type { AnyIdentity } from '../identity/identity.ts';
 import { hop } from '../kedge/kedge.ts';
-import type { PeerPolicy } from '../kedge/peer.ts';
 import type { Mapper } from '../mapper/mapper.ts';
 import { addressesOf, type Route, route } from '../route.ts';
 import { abandon } from '../support/abandon.ts';

@@ -1,5 +1,5 @@
 import { constants } from 'node:http2';
-import type { Connector } from '../kedge/connector.ts';
+import type { Connector } from '../dial/connector.ts';
 import { codeOf, isKedgeError, KedgeError } from '../support/errors.ts';
 
 /** undici's and Node's codes for a transport that failed under a call; anything else is the caller's own error. */

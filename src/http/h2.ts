@@ -1,6 +1,6 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, constants } from 'node:http2';
 import type { Socket } from 'node:net';
-import { LAST_STREAM_ID, watchStreams } from '../kedge/streams.ts';
+import { LAST_STREAM_ID, watchStreams } from '../dial/http2-streams.ts';
 import { closeAsCancelled } from './cancel.ts';
 import { continueUnasked } from './expect.ts';
 import { leftOut } from './outcome.ts';

@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net';
+import { isDialError } from '../dial/dial-error.ts';
 import type { Outcome } from '../engine/attempts.ts';
-import { isDialError } from '../kedge/connector.ts';
 import { codeOf, isKedgeError } from '../support/errors.ts';
 import { isLost, isUnparsable } from './errors.ts';
 

@@ -1,6 +1,6 @@
 import type { ClientHttp2Session } from 'node:http2';
 import type { Socket } from 'node:net';
-import { wakeReads } from '../kedge/wake-reads.ts';
+import { wakeReads } from '../dial/wake-reads.ts';
 
 /** How often we look during one interval. */
 const LOOKS = 4;

@@ -1,5 +1,5 @@
+import type { Connector } from '../dial/connector.ts';
 import type { AnySnapshot } from '../identity/identity.ts';
-import type { Connector } from './connector.ts';
 
 /** What a wire keeps for a generation: its connections and the calls on them. */
 export interface WirePool {

@@ -1,18 +1,18 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
+import { Connector, type DialObserver, type DialTimeouts } from '../dial/connector.ts';
+import { Addresses } from '../dial/dns-cache.ts';
+import type { KedgeAddress } from '../dial/kedge-address.ts';
+import { type PeerPolicy, peerKey } from '../dial/peer.ts';
 import type { AnyIdentity, AnySnapshot, IdentitySnapshot } from '../identity/identity.ts';
 import { abandon } from '../support/abandon.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { after, at } from '../support/timer.ts';
-import type { KedgeAddress } from './address.ts';
-import { Addresses } from './addresses.ts';
 import { Breaker, type BreakerOptions } from './breaker.ts';
-import { Connector, type DialObserver, type DialTimeouts } from './connector.ts';
 import type { ExpiryWarnings } from './expiry.ts';
 import { Generation } from './generation.ts';
-import { type PeerPolicy, peerKey } from './peer.ts';
 
 /** One kedge of a route, with all that decides which connections may serve it. */
 export interface Hop {

@@ -1,6 +1,6 @@
 import { type ClientHttp2Session, constants } from 'node:http2';
 import type { Socket } from 'node:net';
-import { wakeReads } from '../kedge/wake-reads.ts';
+import { wakeReads } from '../dial/wake-reads.ts';
 import { MAX_INT32, running } from '../support/timer.ts';
 
 /** How a {@link keepAlive} is done. */

@@ -6,9 +6,9 @@ import http2, {
 } from 'node:http2';
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
-import type { Connector } from '../kedge/connector.ts';
+import type { Connector } from '../dial/connector.ts';
+import { LAST_STREAM_ID } from '../dial/http2-streams.ts';
 import type { Kedge } from '../kedge/kedge.ts';
-import { LAST_STREAM_ID } from '../kedge/streams.ts';
 import { debug } from '../support/debug.ts';
 import { KedgeError } from '../support/errors.ts';
 import { keepAlive } from './keep-alive.ts';

@@ -3,13 +3,15 @@ import net from 'node:net';
 import tls from 'node:tls';
 import type { AnySnapshot } from '../identity/identity.ts';
 import { debug } from '../support/debug.ts';
-import { codeOf, isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
-import { running } from '../support/timer.ts';
-import type { KedgeAddress } from './address.ts';
-import type { Addresses } from './addresses.ts';
+import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
+import { attempt } from './attempt.ts';
+import { because, dialError } from './dial-error.ts';
+import type { Addresses } from './dns-cache.ts';
+import type { KedgeAddress } from './kedge-address.ts';
 import { readBeforeEnd } from './last-words.ts';
-import { checkPeer, type PeerPolicy } from './peer.ts';
-import { type ProxyAddress, tunnel } from './proxy.ts';
+import type { PeerPolicy } from './peer.ts';
+import { lacksProtocol, refusesClientCertificate, tlsFailure, tlsOptions } from './tls.ts';
+import { type ProxyAddress, tunnel } from './tunnel.ts';
 
 /** How long a dial may take. */
 export interface DialTimeouts {
@@ -32,6 +34,9 @@ export interface DialObserver {
 
 /** Called once, never in the tick of the dial. */
 export type DialCallback = (error: KedgeError | null, socket: net.Socket | tls.TLSSocket | null) => void;
+
+/** How long a refused client certificate explains lost connections, in ms. */
+const REFUSAL_MEMORY_MS = 5000;
 
 /**
  * Dials one kedge under one identity, for both wires: there is one place that decides which certificate is shown, which
@@ -99,18 +104,7 @@ export class Connector {
     this.addresses = addresses;
     this.timeouts = timeouts;
     this.observer = observer;
-    this.tlsOptions = address.secure
-      ? {
-          // One context for all connections: making it costs more than a handshake with it.
-          secureContext: secureContext(identity, peer),
-          servername: address.sni,
-          // What node:tls verifies where there is no SNI.
-          host: address.verifyName,
-          checkServerIdentity: checkPeer(peer),
-          // Explicit, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not reach us.
-          rejectUnauthorized: peer.dangerouslySkipVerification !== true,
-        }
-      : {};
+    this.tlsOptions = address.secure ? tlsOptions(address, identity, peer) : {};
   }
 
   /** DNS, TCP and (for an `https:` kedge) TLS. */
@@ -131,7 +125,7 @@ export class Connector {
       keepAliveInitialDelay: 60_000,
     });
     this.track(socket);
-    const done = once(socket, this.timeouts.timeoutMs, (error, reason) => {
+    const done = attempt(socket, this.timeouts.timeoutMs, (error, reason) => {
       if (reason === 'ready') {
         this.finish(socket, alpn, callback);
         return;
@@ -198,7 +192,7 @@ export class Connector {
     socket.on('session', (session) => {
       this.session = session;
     });
-    const done = once(socket, this.timeouts.handshakeTimeoutMs, (error, reason) => {
+    const done = attempt(socket, this.timeouts.handshakeTimeoutMs, (error, reason) => {
       if (reason === 'ready') {
         this.unready.delete(socket);
         this.observer.dialled(socket);
@@ -219,7 +213,7 @@ export class Connector {
         reason === 'timeout'
           ? this.fail('ERR_KEDGE_TLS_TIMEOUT', `no TLS handshake within ${this.timeouts.handshakeTimeoutMs} ms`)
           : this.tlsError(error);
-      if (!NO_PROTOCOL.test(codeOf(error))) this.avoid(socket);
+      if (!lacksProtocol(error)) this.avoid(socket);
       // A half-done handshake keeps the TCP connection of its own.
       tcp.destroy();
       callback(failed, null);
@@ -306,34 +300,14 @@ export class Connector {
   }
 
   private noteRefusal(error: Error): void {
-    if (this.ended !== undefined || !REFUSED_CLIENT_CERTIFICATE.test(codeOf(error))) return;
+    if (this.ended !== undefined || !refusesClientCertificate(error)) return;
     this.lastRefusal = this.tlsError(error);
     this.refusalEnds = performance.now() + REFUSAL_MEMORY_MS;
   }
 
   private tlsError(error: Error | undefined): KedgeError {
-    const code = codeOf(error);
-    if (REFUSED_CLIENT_CERTIFICATE.test(code)) {
-      const own =
-        this.identity?.subject === undefined
-          ? 'no client certificate'
-          : `our client certificate ${this.identity.subject}`;
-      return this.fail('ERR_KEDGE_CLIENT_CERTIFICATE', `the kedge refused ${own}`, error);
-    }
-    if (UNTRUSTED_CERTIFICATE.test(code) || (error instanceof Error && code === '')) {
-      const hint = UNKNOWN_CA.test(code) ? this.caHint() : '';
-      const reason = `the kedge's certificate was not accepted${because(error)}${hint}`;
-      return this.fail('ERR_KEDGE_CERTIFICATE', reason, error);
-    }
-    return this.fail('ERR_KEDGE_TLS', `TLS handshake failed${because(error)}`, error);
-  }
-
-  private caHint(): string {
-    const trusted =
-      this.identity?.ca === undefined
-        ? "it is not from a CA of the system, and the identity, the dialer's or the route's, has no `ca`"
-        : "it is not from a CA in `ca` of the identity, the dialer's or the route's";
-    return `; ${trusted} (\`kedge-dialer check\` says who issued it)`;
+    const { code, reason } = tlsFailure(error, this.identity);
+    return this.fail(code, reason, error);
   }
 
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
@@ -341,82 +315,7 @@ export class Connector {
     const error = dialError(new KedgeError(code, reason, { kedge: this.address.name, cause }));
     debug.dial('%s', error.message);
     // A kedge without the protocol that this one call needs serves all others.
-    if (!NO_PROTOCOL.test(codeOf(cause))) this.observer.failed();
+    if (!lacksProtocol(cause)) this.observer.failed();
     return error;
   }
-}
-
-const dialErrors = new WeakSet<object>();
-
-/** Marks an error as that of a dial, which proves that nothing was sent: its code and stage alone do not. */
-export function dialError(error: KedgeError): KedgeError {
-  dialErrors.add(error);
-  return error;
-}
-
-export function isDialError(error: unknown): boolean {
-  return typeof error === 'object' && error !== null && dialErrors.has(error);
-}
-
-/** How long a refused client certificate explains lost connections, in ms. */
-const REFUSAL_MEMORY_MS = 5000;
-
-/** Alerts by which a TLS peer rejects the certificate it was shown (RFC 8446 §6.2). */
-const REFUSED_CLIENT_CERTIFICATE =
-  /_ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)|UNKNOWN_CA|ACCESS_DENIED)$/;
-
-/** The alert of a TLS peer that speaks none of the protocols offered (RFC 7301 §3.2). */
-const NO_PROTOCOL = /_ALERT_NO_APPLICATION_PROTOCOL$/;
-
-/** node:tls codes that say that the peer's certificate failed verification (Node.js documentation, "X509 certificate error codes"). */
-const UNTRUSTED_CERTIFICATE =
-  /^(?:ERR_TLS_CERT_|UNABLE_TO_|CERT_|CRL_|DEPTH_ZERO_|SELF_SIGNED_|ERROR_IN_CERT_|INVALID_(?:CA|PURPOSE)|PATH_LENGTH_|HOSTNAME_MISMATCH)/;
-
-/** Those of them that say that we do not know who signed it. */
-const UNKNOWN_CA =
-  /^(?:UNABLE_TO_(?:VERIFY_LEAF_SIGNATURE|GET_ISSUER_CERT(?:_LOCALLY)?)|(?:DEPTH_ZERO_)?SELF_SIGNED_CERT(?:_IN_CHAIN)?|CERT_UNTRUSTED)$/;
-
-function secureContext(identity: AnySnapshot | undefined, peer: PeerPolicy): tls.SecureContext {
-  try {
-    return tls.createSecureContext({
-      cert: identity?.cert,
-      key: identity?.key,
-      pfx: identity?.pfx,
-      passphrase: identity?.passphrase,
-      ca: identity?.ca,
-      minVersion: peer.minVersion ?? 'TLSv1.2',
-    });
-  } catch (cause) {
-    throw new KedgeError('ERR_KEDGE_IDENTITY', 'certificate and key cannot be used for TLS', { stage: 'tls', cause });
-  }
-}
-
-/** Settles a dialling socket exactly once: ready, failed, closed, or out of time. */
-function once(
-  socket: net.Socket,
-  timeoutMs: number,
-  settle: (error: Error | undefined, reason: 'ready' | 'failed' | 'timeout') => void,
-): { ready: () => void } {
-  const finish = (error: Error | undefined, reason: 'ready' | 'failed' | 'timeout') => {
-    stopTimer();
-    socket.off('error', onError);
-    socket.off('close', onClose);
-    if (reason !== 'ready') socket.destroy();
-    settle(error, reason);
-  };
-  const onError = (error: Error) => finish(error, 'failed');
-  const onClose = () => finish(undefined, 'failed');
-  // A connection that was made while this process was busy is not late.
-  const stopTimer = running(timeoutMs, () => finish(undefined, 'timeout'));
-  socket.once('error', onError);
-  socket.once('close', onClose);
-  return { ready: () => finish(undefined, 'ready') };
-}
-
-function because(error: Error | undefined): string {
-  if (error === undefined) return ': the connection was closed';
-  // An AggregateError (one failure for each address tried) has no message of its own.
-  const message =
-    error instanceof AggregateError ? error.errors.map((each) => String(each?.message)).join('; ') : error.message;
-  return `: ${message.trim().replace(/:$/, '')}`;
 }
