@@ -41,6 +41,9 @@ const REFUSAL_MEMORY_MS = 5000;
 /**
  * Dials one kedge under one identity, for both wires: there is one place that decides which certificate is shown, which
  * name must be proven, and what a failed dial is called.
+ *
+ * @remarks Large, for the order of name, TCP, tunnel and TLS is told in one place; each step's own work is in a file
+ * beside it.
  */
 export class Connector {
   /** Every open socket, with those still dialling and those that were upgraded: pools forget about some of them. */

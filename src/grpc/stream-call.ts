@@ -39,6 +39,8 @@ const HTTP_STATUSES: Readonly<Record<number, status>> = {
 /**
  * One gRPC call on one HTTP/2 stream: what grpc-js's own transport would be, over a session of ours. Statuses and their
  * texts are those of grpc-js, for people and programs look for them.
+ *
+ * @remarks Large, for it keeps grpc-js's contract of a call and Node's of a stream, and must tell their ends apart.
  */
 export class StreamCall {
   private readonly stream: ClientHttp2Stream;

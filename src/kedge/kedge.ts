@@ -80,7 +80,12 @@ function idOf(value: object | undefined): number {
   return id;
 }
 
-/** One kedge as we know it: the generation that takes calls, and those that finish theirs. */
+/**
+ * One kedge as we know it: the generation that takes calls, and those that finish theirs.
+ *
+ * @remarks Large, for the reasons to replace a generation (identity, age, addresses, expiry) are weighed against each
+ * other here.
+ */
 export class Kedge implements DialObserver {
   readonly address: KedgeAddress;
   readonly breaker: Breaker;

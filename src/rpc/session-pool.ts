@@ -21,6 +21,8 @@ const siblingsOf = new WeakMap<Generation, Set<SessionPool>>();
 /**
  * The HTTP/2 connections of one generation for RPCs with equal settings, shared by every service behind the kedge. Each
  * call goes to the least loaded one; another opens only when all are full.
+ *
+ * @remarks Large, for who is chosen, who waits and who is dialled is one decision over all sessions.
  */
 export class SessionPool implements WirePool, SessionOwner {
   readonly kedge: Kedge;

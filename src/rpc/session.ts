@@ -52,7 +52,12 @@ export type SessionState = 'connecting' | 'ready' | 'draining' | 'closed';
 /** How long a kedge may take to close its half of a connection that is closed, in ms. */
 const CLOSE_MS = 1_000;
 
-/** One HTTP/2 connection for RPCs, from its dial to its end. */
+/**
+ * One HTTP/2 connection for RPCs, from its dial to its end.
+ *
+ * @remarks Large, for an HTTP/2 connection has a life (greeting, limits, streams, goodbye) of which no part is over
+ * before the other.
+ */
 export class Session {
   state: SessionState = 'connecting';
   /** Whether its head start is not over yet: calls wait for it alone. */
