@@ -18,14 +18,13 @@ export { type IdentityFilesOptions, type PemFilesInit, pemFiles, type TrustFiles
 export { type Pkcs12FileInit, pkcs12, pkcs12File } from './identity/pkcs12.ts';
 export type { PemInit, Pkcs12Init, TrustInit } from './identity/snapshot.ts';
 export type { KedgeStats } from './kedge/kedge.ts';
+export { kedgeErrorOf } from './kedge-error-report.ts';
 export { firstMatch } from './mapper/first-match.ts';
 export { hostPorts, hosts, type RouteTable } from './mapper/hosts.ts';
 export type { Mapper } from './mapper/mapper.ts';
 export { type RegexpOptions, regexp } from './mapper/regexp.ts';
 export { single } from './mapper/single.ts';
 export { type SuffixOptions, suffix } from './mapper/suffix.ts';
-export type { WinchLogin } from './mapper/winch-auth.ts';
-export { loadWinchConfig, type WinchConfig, type WinchConfigOptions } from './mapper/winch-config.ts';
 export type {
   ConnectOptions,
   DialerOptions,
@@ -34,7 +33,6 @@ export type {
   GrpcOptions,
   HttpOptions,
 } from './options.ts';
-export { kedgeErrorOf } from './reported.ts';
 export { type Route, type RouteInit, type RouteOptions, route } from './route.ts';
 export {
   isKedgeError,
@@ -44,3 +42,5 @@ export {
   type KedgeStage,
 } from './support/errors.ts';
 export { parseTarget, type Target, type Wire } from './target.ts';
+export type { WinchLogin } from './winch/auth.ts';
+export { loadWinchConfig, type WinchConfig, type WinchConfigOptions } from './winch/config.ts';

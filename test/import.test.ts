@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { INTRINSICS } from './helpers/intrinsics.ts';
 
-const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connect/index.ts', '../src/spiffe/index.ts'].map(
+const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connectrpc/index.ts', '../src/spiffe/index.ts'].map(
   (path) => new URL(path, import.meta.url).href,
 );
 

@@ -6,7 +6,7 @@ import { inspect } from 'node:util';
 import type { Dialer } from '../dialer.ts';
 import { type Core, coreOf } from '../engine/core.ts';
 import type { Hop } from '../kedge/kedge.ts';
-import { kedgeErrorOf } from '../reported.ts';
+import { kedgeErrorOf } from '../kedge-error-report.ts';
 import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
 import { loadOptional } from '../support/optional-package.ts';
 import type { Wire } from '../target.ts';

@@ -4,11 +4,11 @@ import { pemFiles } from '../identity/pem-files.ts';
 import type { Mapper } from '../mapper/mapper.ts';
 import { single } from '../mapper/single.ts';
 import { suffix } from '../mapper/suffix.ts';
-import { loadWinchConfig } from '../mapper/winch-config.ts';
 import type { DialerOptions } from '../options.ts';
 import { KedgeError } from '../support/errors.ts';
 import { nearest } from '../support/shape.ts';
 import type { Wire } from '../target.ts';
+import { loadWinchConfig } from '../winch/config.ts';
 
 export const HELP = `Usage: kedge-dialer explain <target> [options]
        kedge-dialer check <target> [options]

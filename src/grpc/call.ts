@@ -4,7 +4,7 @@ import { Call } from '../engine/calls.ts';
 import type { Tokens } from '../engine/credentials.ts';
 import type { Plan } from '../engine/plan.ts';
 import { Race } from '../engine/race.ts';
-import { reportedBy } from '../reported.ts';
+import { reportedBy } from '../kedge-error-report.ts';
 import { ownBytes } from '../rpc/call-headers.ts';
 import type { Session } from '../rpc/session.ts';
 import { debug } from '../support/debug.ts';

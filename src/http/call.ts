@@ -4,7 +4,7 @@ import { Call } from '../engine/calls.ts';
 import type { Core } from '../engine/core.ts';
 import type { Tokens } from '../engine/credentials.ts';
 import type { Plan } from '../engine/plan.ts';
-import { header, reportedError } from '../reported.ts';
+import { header, reportedError } from '../kedge-error-report.ts';
 import { debug } from '../support/debug.ts';
 import { codeOf, KedgeError } from '../support/errors.ts';
 import type { Target } from '../target.ts';

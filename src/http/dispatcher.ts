@@ -6,7 +6,7 @@ import { hide } from '../support/redact.ts';
 import { HttpCall } from './call.ts';
 import { callError } from './errors.ts';
 import type { Fallback } from './fallback.ts';
-import { isLegacy, LegacyAdapter } from './legacy.ts';
+import { isLegacy, LegacyAdapter } from './handler-versions.ts';
 import { HttpPools } from './pool.ts';
 import type { DispatchOptions } from './request.ts';
 import { Dispatcher } from './undici.ts';

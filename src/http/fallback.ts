@@ -1,6 +1,6 @@
 import type { DispatcherLike } from '../options.ts';
+import { DualHandler, isLegacy, LegacyAdapter } from './handler-versions.ts';
 import { LEGACY_GLOBAL_DISPATCHER } from './hush.ts';
-import { DualHandler, isLegacy, LegacyAdapter } from './legacy.ts';
 import type { DispatchOptions } from './request.ts';
 import { Agent, Dispatcher, getGlobalDispatcher } from './undici.ts';
 

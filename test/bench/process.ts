@@ -13,7 +13,7 @@ export async function processRows({ server, dial, fact }: Bench): Promise<void> 
   for (const [entry, rival] of [
     ['dist/index.js', 'undici'],
     ['dist/grpc/index.js', '@grpc/grpc-js'],
-    ['dist/connect/index.js', '@connectrpc/connect'],
+    ['dist/connectrpc/index.js', '@connectrpc/connect'],
   ] as const) {
     await fact(`import of ${entry}`, rival, async () => {
       const ours: number[] = [];

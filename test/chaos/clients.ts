@@ -10,7 +10,7 @@ import { createClient } from '@connectrpc/connect';
 import { createConnectTransport } from '@connectrpc/connect-node';
 import { type ClientOptions, Metadata } from '@grpc/grpc-js';
 import type { Dispatcher } from 'undici';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import type { Dialer } from '../../src/index.ts';
 import { type EchoClient, echoClient } from '../helpers/grpc-kedge.ts';

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { StringValue } from '@bufbuild/protobuf/wkt';
 import { Code, ConnectError, type HandlerContext } from '@connectrpc/connect';
 import { connectNodeAdapter, createConnectTransport, createGrpcTransport } from '@connectrpc/connect-node';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { type Dialer, type DialerOptions, isKedgeError, single, staticToken } from '../../src/index.ts';
 import { greeterClient as client, Greeter, type Text } from '../helpers/greeter.ts';
 import { startKedge, type TestKedge, type TestKedgeOptions } from '../helpers/kedge.ts';

@@ -9,7 +9,7 @@ import http2 from 'node:http2';
 import type { Socket } from 'node:net';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { type Dialer, single, type TokenSource } from '../../src/index.ts';
 import { pick, random as seeded } from '../chaos/random.ts';
 import { exitAtOnce } from '../helpers/exit.ts';

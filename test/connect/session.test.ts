@@ -5,7 +5,7 @@ import net from 'node:net';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { hostPorts, single, type TokenSource } from '../../src/index.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { rotating } from '../helpers/rotating.ts';

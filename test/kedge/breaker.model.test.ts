@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { single } from '../../src/index.ts';
 import { Breaker } from '../../src/kedge/breaker.ts';

@@ -4,7 +4,7 @@ import type { Socket } from 'node:net';
 import { after, before, describe, it, mock, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { type Dialer, single } from '../../src/index.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { createAuthority } from '../../examples/pki.ts';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import * as api from '../../src/index.ts';
 import { spiffeIdentity } from '../../src/spiffe/index.ts';

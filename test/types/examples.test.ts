@@ -4,7 +4,7 @@ import { globSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync }
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import * as connect from '../../src/connect/index.ts';
+import * as connect from '../../src/connectrpc/index.ts';
 import * as grpc from '../../src/grpc/index.ts';
 import * as main from '../../src/index.ts';
 import * as spiffe from '../../src/spiffe/index.ts';

@@ -6,7 +6,7 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createGrpcTransport } from '@connectrpc/connect-node';
 import * as grpc from '@grpc/grpc-js';
-import { connectDialer } from '../../src/connect/index.ts';
+import { connectDialer } from '../../src/connectrpc/index.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import {
   createDialer,

@@ -1,16 +1,16 @@
 import type { TokenSource } from '../auth/token-source.ts';
+import { describe, described } from '../mapper/describe.ts';
+import { hostPorts, hosts } from '../mapper/hosts.ts';
+import type { Mapper } from '../mapper/mapper.ts';
+import { LITERAL_LABELS, regexp } from '../mapper/regexp.ts';
+import { template } from '../mapper/template.ts';
 import { readRegularFile } from '../read-file.ts';
 import type { RouteInit, RouteOptions } from '../route.ts';
 import { isKedgeError, KedgeError, quote } from '../support/errors.ts';
 import * as shape from '../support/shape.ts';
 import type { Wire } from '../target.ts';
-import { describe, described } from './describe.ts';
-import { hostPorts, hosts } from './hosts.ts';
+import { authSources, type WinchLogin } from './auth.ts';
 import { list, type Node, object, oneOf, parseJson, text, wrong } from './json.ts';
-import type { Mapper } from './mapper.ts';
-import { LITERAL_LABELS, regexp } from './regexp.ts';
-import { template } from './template.ts';
-import { authSources, type WinchLogin } from './winch-auth.ts';
 
 /** Options of {@link loadWinchConfig}. */
 export interface WinchConfigOptions {
