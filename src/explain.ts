@@ -1,7 +1,7 @@
 import { inspect } from 'node:util';
 import type { Core } from './engine/core.ts';
 import type { AnyIdentity } from './identity/identity.ts';
-import type { Hop, KedgeStats } from './kedge/kedge.ts';
+import type { Endpoint, KedgeStats } from './kedge/kedge.ts';
 import { describe } from './mapper/describe.ts';
 import { isKedgeError } from './support/errors.ts';
 import { isIP, type Wire } from './target.ts';
@@ -54,7 +54,7 @@ export function explain(core: Core, input: string | URL, wire: Wire): Explanatio
   const { target, plan } = core.look(wire, input);
   const { options } = core;
   const warnings: string[] = [];
-  const kedges = (plan?.hops ?? []).map((hop) => explainKedge(core, hop, warnings));
+  const kedges = (plan?.endpoints ?? []).map((endpoint) => explainKedge(core, endpoint, warnings));
   const explanation: Explanation = {
     target: target.authority,
     wire,
@@ -70,7 +70,7 @@ export function explain(core: Core, input: string | URL, wire: Wire): Explanatio
   return explanation;
 }
 
-function explainKedge(core: Core, { key, address, identity, peer }: Hop, warnings: string[]): ExplainedKedge {
+function explainKedge(core: Core, { key, address, identity, peer }: Endpoint, warnings: string[]): ExplainedKedge {
   if (!address.secure) warnings.push(`kedge ${address.name} is plain http: no certificate, no tokens`);
   if (address.secure && peer.dangerouslySkipVerification) warnings.push('kedge certificates are not verified');
   return {

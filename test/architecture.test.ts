@@ -17,7 +17,7 @@ const MAX_METHODS = 20;
 const ONLY_THE_ENGINE: readonly (readonly [file: string, type: string, members: readonly string[]])[] = [
   ['src/auth/bearer.ts', 'Bearer', ['peek', 'wait', 'invalidate']],
   ['src/kedge/kedges.ts', 'Kedges', ['choose', 'likely']],
-  ['src/engine/endpoints.ts', 'Endpoints', ['next', 'add']],
+  ['src/engine/tried.ts', 'Tried', ['next', 'add']],
   ['src/engine/attempts.ts', 'RetryBudget', ['spend']],
   ['src/options.ts', 'FAILOVER', ['attempts', 'retryBudget']],
 ];

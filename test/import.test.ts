@@ -3,9 +3,13 @@ import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { INTRINSICS } from './helpers/intrinsics.ts';
 
-const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connectrpc/index.ts', '../src/spiffe/index.ts'].map(
-  (path) => new URL(path, import.meta.url).href,
-);
+const ENTRIES = [
+  '../src/index.ts',
+  '../src/grpc/index.ts',
+  '../src/connectrpc/index.ts',
+  '../src/spiffe/index.ts',
+  '../src/winch/index.ts',
+].map((path) => new URL(path, import.meta.url).href);
 
 /** Runs a module in a process of this Node, where nothing has loaded undici. */
 function run(code: string, env: Record<string, string> = {}): unknown {

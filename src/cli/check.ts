@@ -5,7 +5,7 @@ import tls, { type Certificate, type TLSSocket } from 'node:tls';
 import { inspect } from 'node:util';
 import type { Dialer } from '../dialer.ts';
 import { type Core, coreOf } from '../engine/core.ts';
-import type { Hop } from '../kedge/kedge.ts';
+import type { Endpoint } from '../kedge/kedge.ts';
 import { kedgeErrorOf } from '../kedge-error-report.ts';
 import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
 import { loadOptional } from '../support/optional-package.ts';
@@ -44,7 +44,7 @@ export async function check(
   const core = coreOf(dialer);
   const { plan, target: canonical } = core.resolve(wire, target);
   const steps: CheckStep[] = [];
-  for (const hop of plan?.hops ?? []) await reach(core, hop, wire, steps);
+  for (const endpoint of plan?.endpoints ?? []) await reach(core, endpoint, wire, steps);
   const kedge = plan === undefined ? 'direct' : 'the route';
   const request = await step(kedge, 'request', () =>
     wire === 'grpc' ? callHealth(dialer, target, path) : get(dialer, target, path ?? '/'),
@@ -55,8 +55,8 @@ export async function check(
   return report;
 }
 
-async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Promise<void> {
-  const { name, hostname, port, secure } = hop.address;
+async function reach(core: Core, endpoint: Endpoint, wire: Wire, steps: CheckStep[]): Promise<void> {
+  const { name, hostname, port, secure } = endpoint.address;
   let addresses: string[] = [hostname];
   if (isIP(hostname) === 0) {
     const looked = await step(name, 'dns', async () => {
@@ -76,14 +76,14 @@ async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Prom
     socket?.destroy();
     return;
   }
-  const secured = await step(name, 'tls', () => handshake(core, hop, socket!, wire));
+  const secured = await step(name, 'tls', () => handshake(core, endpoint, socket!, wire));
   socket!.destroy();
-  if (secured.detail.startsWith('ERR_KEDGE_CERTIFICATE')) secured.detail += await shown(hop, addresses[0]!);
+  if (secured.detail.startsWith('ERR_KEDGE_CERTIFICATE')) secured.detail += await shown(endpoint, addresses[0]!);
   steps.push(secured);
 }
 
 /** The certificate that was not accepted. We show none to whoever has it, and say nothing. */
-async function shown({ address: { sni, port } }: Hop, host: string): Promise<string> {
+async function shown({ address: { sni, port } }: Endpoint, host: string): Promise<string> {
   const tcp = await connect(host, port).catch(() => undefined);
   if (tcp === undefined) return '';
   const socket = tls.connect({ socket: tcp, servername: sni, rejectUnauthorized: false });
@@ -100,8 +100,8 @@ async function shown({ address: { sni, port } }: Hop, host: string): Promise<str
   }
 }
 
-async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Promise<string> {
-  const { connector, identity } = core.kedges.get(hop).generation;
+async function handshake(core: Core, endpoint: Endpoint, socket: Socket, wire: Wire): Promise<string> {
+  const { connector, identity } = core.kedges.get(endpoint).generation;
   const secured = await new Promise<TLSSocket>((resolve, reject) => {
     const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
     connector.establish(socket, alpn, (error, done) => (error === null ? resolve(done as TLSSocket) : reject(error)));
@@ -119,7 +119,7 @@ async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Prom
   if (isClosed) {
     const reason =
       'the kedge closed the connection right after our certificate, as kedges do that refuse it and send no alert';
-    throw connector.refusal ?? new KedgeError('ERR_KEDGE_TLS', reason, { kedge: hop.address.name });
+    throw connector.refusal ?? new KedgeError('ERR_KEDGE_TLS', reason, { kedge: endpoint.address.name });
   }
   return words.join('; ');
 }

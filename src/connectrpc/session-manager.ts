@@ -1,7 +1,7 @@
 import type { ClientHttp2Stream, ClientSessionRequestOptions, OutgoingHttpHeaders } from 'node:http2';
 import type { Core } from '../engine/core.ts';
 import type { Plan } from '../engine/plan.ts';
-import type { Hop } from '../kedge/kedge.ts';
+import type { Endpoint } from '../kedge/kedge.ts';
 import { type SessionSettings, sessionSettings } from '../rpc/session.ts';
 import { type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { KedgeError } from '../support/errors.ts';
@@ -74,9 +74,9 @@ export class KedgeSessionManager implements ConnectSessionManager {
   }
 
   /** Its transport may call at any time: the last session of a pool stays open for it. */
-  private readonly poolOf = (hop: Hop): SessionPool => {
+  private readonly poolOf = (endpoint: Endpoint): SessionPool => {
     const { kedges, options } = this.core;
-    const pool = sessionPool(kedges.get(hop), this.settings, options);
+    const pool = sessionPool(kedges.get(endpoint), this.settings, options);
     if (!this.pools.has(pool)) {
       this.pools.add(pool);
       pool.use();

@@ -82,7 +82,7 @@ export class Connector {
   }
 
   /** Where TCP goes: to the kedge, or to the proxy on the way. */
-  private get endpoint(): { readonly hostname: string; readonly port: number } {
+  private get tcpAddress(): { readonly hostname: string; readonly port: number } {
     return this.timeouts.proxy ?? this.address;
   }
 
@@ -120,8 +120,8 @@ export class Connector {
   private dial(alpn: readonly string[], callback: DialCallback): void {
     debug.dial('%s: connecting', this.address.name);
     const socket = net.connect({
-      host: this.endpoint.hostname,
-      port: this.endpoint.port,
+      host: this.tcpAddress.hostname,
+      port: this.tcpAddress.port,
       lookup: this.addresses.lookup,
       noDelay: true,
       keepAlive: true,
@@ -146,7 +146,7 @@ export class Connector {
   private connectError(error: Error | undefined): KedgeError {
     const { syscall } = (error ?? {}) as NodeJS.ErrnoException;
     if (syscall === 'getaddrinfo')
-      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.endpoint.hostname}${because(error)}`, error);
+      return this.fail('ERR_KEDGE_DNS', `cannot resolve ${this.tcpAddress.hostname}${because(error)}`, error);
     return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
   }
 

@@ -1,6 +1,6 @@
 import type { Core } from './core.ts';
-import { Endpoints } from './endpoints.ts';
 import type { Plan } from './plan.ts';
+import { Tried } from './tried.ts';
 
 /**
  * What is known of an attempt that ended.
@@ -38,7 +38,7 @@ const AT_ONCE_MS = 250;
 export class Attempts {
   private readonly core: Core;
   private readonly isIdempotent: boolean;
-  private readonly endpoints: Endpoints;
+  private readonly tried: Tried;
   /** How often it went to the same kedge again. */
   private again = 0;
   private isRefused = false;
@@ -47,7 +47,7 @@ export class Attempts {
   constructor(core: Core, plan: Plan, isIdempotent: boolean) {
     this.core = core;
     this.isIdempotent = isIdempotent;
-    this.endpoints = new Endpoints(core, plan);
+    this.tried = new Tried(core, plan);
   }
 
   /**
@@ -63,8 +63,8 @@ export class Attempts {
       // RFC 9113 §8.7: no more than once.
       this.isRefused = true;
     }
-    this.endpoints.add(index);
-    let next = this.endpoints.next();
+    this.tried.add(index);
+    let next = this.tried.next();
     if (next === -1 && this.again < SAME_KEDGE[outcome]) {
       this.again += 1;
       next = index;

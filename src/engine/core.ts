@@ -60,12 +60,12 @@ export class Core {
 
   /** The kedge that a call goes to first, by its place in the route. */
   first(plan: Plan): number {
-    return this.kedges.choose(plan.hops);
+    return this.kedges.choose(plan.endpoints);
   }
 
   /** The same for who does not call, and so must not take the turn of a call that would find out whether a kedge is back. */
   likely(plan: Plan): number {
-    return this.kedges.likely(plan.hops);
+    return this.kedges.likely(plan.endpoints);
   }
 
   /** Takes no new calls, lets those under way finish, then closes every connection. */

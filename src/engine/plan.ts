@@ -1,11 +1,11 @@
-import type { Hop } from '../kedge/kedge.ts';
+import type { Endpoint } from '../kedge/kedge.ts';
 import type { Target } from '../target.ts';
 import type { Credentials } from './credentials.ts';
 
 /** A route made ready for calls: everything that can be worked out before one is made. */
 export interface Plan {
   /** The kedges in the order in which they are tried. */
-  readonly hops: readonly Hop[];
+  readonly endpoints: readonly Endpoint[];
   readonly credentials: Credentials;
 }
 

@@ -1,13 +1,13 @@
-import type { Hop } from '../kedge/kedge.ts';
+import type { Endpoint } from '../kedge/kedge.ts';
 import type { Session } from '../rpc/session.ts';
 import type { SessionPool } from '../rpc/session-pool.ts';
 import { isKedgeError, type KedgeError } from '../support/errors.ts';
 import type { Core } from './core.ts';
-import { Endpoints } from './endpoints.ts';
 import type { Plan } from './plan.ts';
+import { Tried } from './tried.ts';
 
 /** The open pool of a kedge; the wire decides with which settings, and sees to it that a call which waits asks again. */
-export type PoolOf = (hop: Hop) => SessionPool;
+export type PoolOf = (endpoint: Endpoint) => SessionPool;
 
 /** A session that a call waits for. */
 interface Place {
@@ -22,7 +22,7 @@ interface Place {
 export class Race {
   private readonly plan: Plan;
   private readonly poolOf: PoolOf;
-  private readonly asked: Endpoints;
+  private readonly asked: Tried;
   /** By their place in the route; most calls never need it. */
   private waiting: Map<number, Place> | undefined;
   /** Picked, but not opened yet: what a call's credentials are fetched for keeps its room. */
@@ -33,7 +33,7 @@ export class Race {
   constructor(core: Core, plan: Plan, poolOf: PoolOf) {
     this.plan = plan;
     this.poolOf = poolOf;
-    this.asked = new Endpoints(core, plan);
+    this.asked = new Tried(core, plan);
   }
 
   /** The kedge that it is at, or was last, by its place in the route. */
@@ -43,7 +43,7 @@ export class Race {
 
   /** `host:port` of that one. */
   get kedgeName(): string | undefined {
-    return this.plan.hops[this.current]?.address.name;
+    return this.plan.endpoints[this.current]?.address.name;
   }
 
   /** The pools whose changes it waits for. */
@@ -87,7 +87,7 @@ export class Race {
   /** A kedge turned the call away or was lost: another is asked first, if there is one. */
   turnedAway(at: number): void {
     this.asked.add(at);
-    if (this.asked.areExhausted) this.asked.clear();
+    if (this.asked.isExhausted) this.asked.clear();
   }
 
   /** The stream is there, and takes the room itself. */
@@ -126,7 +126,7 @@ export class Race {
     this.current = index;
     let pool: SessionPool;
     try {
-      pool = this.poolOf(this.plan.hops[index]!);
+      pool = this.poolOf(this.plan.endpoints[index]!);
     } catch (error) {
       // It cannot be used at all, without certificate files say; what another said is the better reason.
       this.lastError ??= error as KedgeError;

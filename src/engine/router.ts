@@ -3,7 +3,7 @@ import { Bearer } from '../auth/bearer.ts';
 import type { TokenSource } from '../auth/token-source.ts';
 import type { PeerPolicy } from '../dial/peer.ts';
 import type { AnyIdentity } from '../identity/identity.ts';
-import { hop } from '../kedge/kedge.ts';
+import { endpoint } from '../kedge/kedge.ts';
 import type { Mapper } from '../mapper/mapper.ts';
 import { addressesOf, type Route, route } from '../route.ts';
 import { abandon } from '../support/abandon.ts';
@@ -61,7 +61,8 @@ export class Router {
     const found = isIP(target) ? undefined : this.ask(target);
     const plan = found === undefined ? undefined : this.plan(target, found);
     if (debug.map.enabled) {
-      const to = plan === undefined ? 'no kedge destination' : plan.hops.map(({ address }) => address.name).join(', ');
+      const to =
+        plan === undefined ? 'no kedge destination' : plan.endpoints.map(({ address }) => address.name).join(', ');
       debug.map('%s %s -> %s', target.wire, target.authority, to);
     }
     return { target, plan };
@@ -87,7 +88,7 @@ export class Router {
       plan = this.prepare(target, found);
       this.plans.set(found, plan);
     }
-    if (target.protocol === 'https:' && plan.hops.some(({ address }) => !address.secure)) {
+    if (target.protocol === 'https:' && plan.endpoints.some(({ address }) => !address.secure)) {
       throw refuse(target, 'an https: target is not sent over an http: kedge');
     }
     return plan;
@@ -97,16 +98,16 @@ export class Router {
     const peer = found.peer ?? this.defaults.peer;
     const hasTokens = found.proxyAuth !== undefined || found.backendAuth !== undefined;
     if (peer.dangerouslySkipVerification && hasTokens) throw refuse(target, 'tokens need a verified kedge');
-    const hops = addressesOf(found)!.map((address) => {
+    const endpoints = addressesOf(found)!.map((address) => {
       // A plain kedge cannot ask for a certificate, so the dialer's identity stays out of its connections.
       const identity = address.secure ? (found.identity ?? this.defaults.identity) : undefined;
-      return hop(address, identity, peer);
+      return endpoint(address, identity, peer);
     });
     const { maxKedges } = this.defaults;
-    const kedges = new Set(hops.map(({ key }) => key)).size;
+    const kedges = new Set(endpoints.map(({ key }) => key)).size;
     // Each would be given up for the other with every look at them.
     if (kedges > maxKedges) throw refuse(target, `a route of ${kedges} kedges needs \`maxKedges\` of as many`);
-    return { hops, credentials: new Credentials(found, (source) => this.bearer(source)) };
+    return { endpoints, credentials: new Credentials(found, (source) => this.bearer(source)) };
   }
 
   /** One for each source, so that routes which share a source share its checked token. */

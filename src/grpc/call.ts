@@ -259,7 +259,7 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   private ended(end: StreamEnd | undefined, final: StreamStatus, session: Session, at: number): void {
     this.streams -= 1;
     if (end === undefined || this.isOver) return;
-    const kedge = this.plan!.hops[at]!.address.name;
+    const kedge = this.plan!.endpoints[at]!.address.name;
     if (end === 'reset') {
       const cause = this.causeOfReset(final, session, kedge);
       // Its text stays grpc-js's, for it says the code.

@@ -9,7 +9,7 @@ import {
 } from '@grpc/grpc-js';
 import type { Core } from '../engine/core.ts';
 import type { Plan, Resolved } from '../engine/plan.ts';
-import type { Hop } from '../kedge/kedge.ts';
+import type { Endpoint } from '../kedge/kedge.ts';
 import type { SessionSettings } from '../rpc/session.ts';
 import { type PoolState, peekSessionPool, type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { KedgeError } from '../support/errors.ts';
@@ -155,8 +155,8 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     return this.inner.createCall(method, until, authority, parentCall as never, propagateFlags as never);
   }
 
-  readonly poolOf = (hop: Hop): SessionPool => {
-    const pool = sessionPool(this.core.kedges.get(hop), this.settings, this.core.options);
+  readonly poolOf = (endpoint: Endpoint): SessionPool => {
+    const pool = sessionPool(this.core.kedges.get(endpoint), this.settings, this.core.options);
     this.join(pool);
     return pool;
   };
@@ -180,7 +180,9 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
       // Its own credentials dial nothing.
       return new Channel(policyTarget(authority), credentials.createInsecure(), {
         // What another kedge is sent again; with one, grpc-js's own measure.
-        ...(this.plan.hops.length > 1 && { 'grpc.per_rpc_retry_buffer_size': this.core.options.failover.replayBytes }),
+        ...(this.plan.endpoints.length > 1 && {
+          'grpc.per_rpc_retry_buffer_size': this.core.options.failover.replayBytes,
+        }),
         ...options,
         ...policyOptions(this, options['grpc.service_config']),
         'grpc.enable_http_proxy': 0,
@@ -194,8 +196,8 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
 
   /** Of the kedges that are in use; one that is not is idle. */
   private state(): PoolState {
-    const states = this.plan.hops.map((hop): PoolState => {
-      const kedge = this.core.kedges.find(hop.key);
+    const states = this.plan.endpoints.map((endpoint): PoolState => {
+      const kedge = this.core.kedges.find(endpoint.key);
       const pool = kedge === undefined ? undefined : peekSessionPool(kedge, this.settings);
       if (pool === undefined || pool.closed) return this.cooling === undefined ? 'idle' : 'failed';
       this.join(pool);
@@ -208,7 +210,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
   private connect(): void {
     const { core, plan } = this;
     try {
-      this.poolOf(plan.hops[core.likely(plan)]!).choose();
+      this.poolOf(plan.endpoints[core.likely(plan)]!).choose();
     } catch {
       // It has no certificate, say.
       clearTimeout(this.cooling);

@@ -204,7 +204,7 @@ export class HttpCall extends Call implements Controller {
   }
 
   private tryAt(index: number): boolean {
-    const kedge = this.core.kedges.get(this.plan.hops[index]!);
+    const kedge = this.core.kedges.get(this.plan.endpoints[index]!);
     if (debug.http.enabled) debug.http('%s -> kedge %s', this.label, kedge.address.name);
     const attempt = new Attempt(this, index, kedge, this.pools.of(kedge.generation));
     this.attempt = attempt;

@@ -66,7 +66,7 @@ export class HttpDispatcher extends Dispatcher {
   async warm(input: string | URL): Promise<void> {
     const { target, plan } = this.core.resolve('http', input);
     if (plan === undefined) return;
-    const kedge = this.core.kedges.get(plan.hops[this.core.first(plan)]!);
+    const kedge = this.core.kedges.get(plan.endpoints[this.core.first(plan)]!);
     try {
       await this.pools.of(kedge.generation).warm();
     } catch (error) {

@@ -15,8 +15,8 @@ import type { ExpiryWarnings } from './expiry.ts';
 import { Generation } from './generation.ts';
 
 /** One kedge of a route, with all that decides which connections may serve it. */
-export interface Hop {
-  /** Equal for hops that may share connections. */
+export interface Endpoint {
+  /** Equal for endpoints that may share connections. */
   readonly key: string;
   readonly address: KedgeAddress;
   readonly identity: AnyIdentity | undefined;
@@ -64,7 +64,7 @@ let lastId = 0;
  * What connections may be shared by: the kedge, the name it proves, the identity shown to it and the policy that it is
  * held to. Never the target.
  */
-export function hop(address: KedgeAddress, identity: AnyIdentity | undefined, peer: PeerPolicy): Hop {
+export function endpoint(address: KedgeAddress, identity: AnyIdentity | undefined, peer: PeerPolicy): Endpoint {
   const key = [address.origin, address.verifyName, idOf(identity), peerKey(peer)].join(' ');
   return Object.freeze({ key, address, identity, peer });
 }
@@ -89,7 +89,7 @@ function idOf(value: object | undefined): number {
 export class Kedge implements DialObserver {
   readonly address: KedgeAddress;
   readonly breaker: Breaker;
-  private readonly hop: Hop;
+  private readonly endpoint: Endpoint;
   private readonly addresses: Addresses;
   /** Ends the watch over the live generation's certificate. */
   private stopExpiry: (() => void) | undefined;
@@ -105,8 +105,8 @@ export class Kedge implements DialObserver {
   private closing = false;
 
   /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` when the identity cannot be used for TLS */
-  constructor(of: Hop, options: KedgeOptions) {
-    this.hop = of;
+  constructor(of: Endpoint, options: KedgeOptions) {
+    this.endpoint = of;
     this.address = of.address;
     this.options = options;
     this.breaker = new Breaker(options.breaker);
@@ -224,7 +224,7 @@ export class Kedge implements DialObserver {
   }
 
   private open(last?: AnySnapshot): Generation {
-    const { address, identity, peer } = this.hop;
+    const { address, identity, peer } = this.endpoint;
     const snapshot = last ?? (identity === undefined ? undefined : this.snapshot(identity));
     this.generations += 1;
     const connector = new Connector(address, snapshot, peer, this.addresses, this.options.timeouts, this);
@@ -262,7 +262,7 @@ export class Kedge implements DialObserver {
 
   /** Not every identity tells that it has a certificate again, such as one whose file is only read when it is asked. */
   private renew(): void {
-    const { identity } = this.hop;
+    const { identity } = this.endpoint;
     if (this.closing || identity === undefined) return;
     let next: AnySnapshot;
     try {

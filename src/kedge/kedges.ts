@@ -2,7 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { LRUCache } from 'lru-cache';
 import { debug } from '../support/debug.ts';
 import { KedgeError } from '../support/errors.ts';
-import { type Hop, Kedge, type KedgeOptions, type KedgeStats } from './kedge.ts';
+import { type Endpoint, Kedge, type KedgeOptions, type KedgeStats } from './kedge.ts';
 
 /**
  * The kedges in use, at most `maxKedges` of them. The one that was used least recently makes room; it drains and is
@@ -26,20 +26,20 @@ export class Kedges {
   }
 
   /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY`, and `ERR_KEDGE_CLOSED` from the end of the dialer on */
-  get(hop: Hop): Kedge {
-    if (hop.key === this.lastKey) return this.last!;
-    let kedge = this.live.get(hop.key);
+  get(endpoint: Endpoint): Kedge {
+    if (endpoint.key === this.lastKey) return this.last!;
+    let kedge = this.live.get(endpoint.key);
     if (kedge === undefined) {
       if (this.closed !== undefined) throw this.closed;
-      kedge = this.inOwnContext(() => new Kedge(hop, this.options));
-      this.live.set(hop.key, kedge);
+      kedge = this.inOwnContext(() => new Kedge(endpoint, this.options));
+      this.live.set(endpoint.key, kedge);
     }
-    this.lastKey = hop.key;
+    this.lastKey = endpoint.key;
     this.last = kedge;
     return kedge;
   }
 
-  /** The kedge of a {@link Hop.key}, if it is in use. */
+  /** The kedge of a {@link Endpoint.key}, if it is in use. */
   find(key: string): Kedge | undefined {
     return this.live.peek(key);
   }
@@ -49,11 +49,11 @@ export class Kedges {
    * answer; when that is none of them, the first that has not failed it (a dead kedge may be back). -1 after the last.
    * No kedge is opened for the question.
    */
-  choose(hops: readonly Hop[], failed?: ReadonlySet<number>): number {
+  choose(endpoints: readonly Endpoint[], failed?: ReadonlySet<number>): number {
     if (failed !== undefined && this.closed !== undefined) return -1;
-    if (hops.length === 1) return failed?.has(0) ? -1 : 0;
+    if (endpoints.length === 1) return failed?.has(0) ? -1 : 0;
     let untried = -1;
-    for (const [i, { key }] of hops.entries()) {
+    for (const [i, { key }] of endpoints.entries()) {
       if (failed?.has(i)) continue;
       if (untried === -1) untried = i;
       const kedge = key === this.lastKey ? this.last : this.live.get(key);
@@ -63,8 +63,8 @@ export class Kedges {
   }
 
   /** What {@link choose} would say, for who may not dial and so must not take the turn of a call that would find out. */
-  likely(hops: readonly Hop[]): number {
-    const index = hops.findIndex(({ key }) => this.find(key)?.breaker.isClosed !== false);
+  likely(endpoints: readonly Endpoint[]): number {
+    const index = endpoints.findIndex(({ key }) => this.find(key)?.breaker.isClosed !== false);
     return index === -1 ? 0 : index;
   }
 

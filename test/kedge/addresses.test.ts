@@ -105,7 +105,7 @@ describe('a resolver that hangs', () => {
     const second = dialer.warm('http://a.us1/').then(() => dialer.fetch('http://a.us1/'));
     // HTTP dials once for all that wait, so another wire asks.
     coreOf(dialer)
-      .kedges.get(coreOf(dialer).resolve('http', 'http://a.us1/').plan!.hops[0]!)
+      .kedges.get(coreOf(dialer).resolve('http', 'http://a.us1/').plan!.endpoints[0]!)
       .generation.connector.connect(['h2'], (_error, socket) => void socket?.destroy());
     assert.equal((await second).status, 200);
     await first;

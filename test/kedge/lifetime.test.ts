@@ -161,8 +161,8 @@ describe('the breaker', () => {
     );
     await sleep(50);
     const live = coreOf(dialer).kedges;
-    const hop = coreOf(dialer).resolve('http', 'http://a.us1').plan!.hops[0]!;
-    const watched = live.get(hop);
+    const endpoint = coreOf(dialer).resolve('http', 'http://a.us1').plan!.endpoints[0]!;
+    const watched = live.get(endpoint);
     await dialer.destroy();
     await call;
     await sleep(50);

@@ -2,7 +2,7 @@ import type { Core } from './core.ts';
 import type { Plan } from './plan.ts';
 
 /** The kedges of its route that one call has been to, by their place in the route. Most calls never need one of these. */
-export class Endpoints {
+export class Tried {
   private readonly core: Core;
   private readonly plan: Plan;
   private readonly tried = new Set<number>();
@@ -14,14 +14,14 @@ export class Endpoints {
 
   /** How many a call may be sent to. */
   get most(): number {
-    return Math.min(this.core.options.failover.attempts, this.plan.hops.length);
+    return Math.min(this.core.options.failover.attempts, this.plan.endpoints.length);
   }
 
   /** The one to be tried next; -1 when it has been to as many as it may. */
   next(): number {
     const { tried } = this;
     if (tried.size >= this.most) return -1;
-    return this.core.kedges.choose(this.plan.hops, tried.size === 0 ? undefined : tried);
+    return this.core.kedges.choose(this.plan.endpoints, tried.size === 0 ? undefined : tried);
   }
 
   add(index: number): void {
@@ -33,7 +33,7 @@ export class Endpoints {
     this.tried.delete(index);
   }
 
-  get areExhausted(): boolean {
+  get isExhausted(): boolean {
     return this.tried.size >= this.most;
   }
 
