@@ -7,7 +7,7 @@ import { INTRINSICS } from './helpers/intrinsics.ts';
 import { nodeExecutable } from './helpers/process.ts';
 
 const DIST = new URL('../dist/', import.meta.url);
-const ENTRIES = ['index.js', 'grpc/index.js', 'connect/index.js', 'spiffe/index.js'];
+const ENTRIES = ['index.js', 'grpc/index.js', 'connectrpc/index.js', 'spiffe/index.js', 'winch/index.js'];
 const MESSAGE = /^kedge-dialer: needs Node\.js 22\.19 or later; this is 20\.\d+\.\d+$/;
 
 /** Of `KEDGE_TEST_OLD_NODE`, or what npx fetches: a Node that is not there is a failure, not a reason to pass. */
