@@ -1,13 +1,14 @@
-import dns from 'node:dns/promises';
 import { once } from 'node:events';
-import { isIP, type Socket, connect as tcpConnect } from 'node:net';
-import tls, { type Certificate, type TLSSocket } from 'node:tls';
+import type { Socket } from 'node:net';
+import tls, { type Certificate, TLSSocket } from 'node:tls';
 import { inspect } from 'node:util';
+import type { Connector, DialStage } from '../dial/connector.ts';
 import type { Dialer } from '../dialer.ts';
 import { type Core, coreOf } from '../engine/core.ts';
+import type { AnySnapshot } from '../identity/identity.ts';
 import type { Endpoint } from '../kedge/kedge.ts';
 import { kedgeErrorOf } from '../kedge-error-report.ts';
-import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
+import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { loadOptional } from '../support/optional-package.ts';
 import type { Wire } from '../target.ts';
 
@@ -15,7 +16,7 @@ import type { Wire } from '../target.ts';
 export interface CheckStep {
   /** `host:port`. */
   kedge: string;
-  stage: 'dns' | 'tcp' | 'tls' | 'request';
+  stage: DialStage['stage'] | 'request';
   ok: boolean;
   ms: number;
   /** What was found, or what went wrong. */
@@ -55,38 +56,44 @@ export async function check(
   return report;
 }
 
-async function reach(core: Core, endpoint: Endpoint, wire: Wire, steps: CheckStep[]): Promise<void> {
-  const { name, hostname, port, secure } = endpoint.address;
-  let addresses: string[] = [hostname];
-  if (isIP(hostname) === 0) {
-    const looked = await step(name, 'dns', async () => {
-      addresses = (await dns.lookup(hostname, { all: true })).map(({ address }) => address);
-      return addresses.join(', ');
+/** The dial of a connection that nobody uses, as its connector tells of it. */
+export async function reach(core: Core, endpoint: Endpoint, wire: Wire, steps: CheckStep[]): Promise<void> {
+  const kedge = endpoint.address.name;
+  let began = performance.now();
+  try {
+    const { connector, identity } = core.kedges.get(endpoint).generation;
+    const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
+    const socket = await new Promise<Socket>((resolve, reject) => {
+      const dialled = (error: KedgeError | null, socket: Socket | null) =>
+        error === null ? resolve(socket!) : reject(error);
+      connector.connect(alpn, dialled, (stage) => {
+        steps.push({ kedge, ok: true, ...stage });
+        began = performance.now();
+      });
     });
-    steps.push(looked);
-    if (!looked.ok) return;
+    try {
+      if (socket instanceof TLSSocket) steps.at(-1)!.detail += await verdict(endpoint, connector, identity, socket);
+    } finally {
+      socket.destroy();
+    }
+  } catch (error) {
+    if (!isKedgeError(error)) throw error;
+    const last = steps.at(-1);
+    const isTls = error.stage === 'tls';
+    // The verdict on our certificate undoes what seemed done.
+    if (isTls && last?.kedge === kedge && last.stage === 'tls') steps.pop();
+    const isConnected = steps.some((step) => step.kedge === kedge && step.stage === 'tcp');
+    const stage = error.stage === 'dns' ? 'dns' : error.stage !== 'connect' ? 'tls' : isConnected ? 'proxy' : 'tcp';
+    const hint = error.code === 'ERR_KEDGE_CERTIFICATE' ? await shown(core, endpoint) : '';
+    steps.push({ kedge, stage, ok: false, ms: performance.now() - began, detail: failure(error) + hint });
   }
-  let socket: Socket | undefined;
-  const dialled = await step(name, 'tcp', async () => {
-    socket = await connect(addresses[0]!, port);
-    return `${socket.remoteAddress}:${socket.remotePort}`;
-  });
-  steps.push(dialled);
-  if (!dialled.ok || !secure) {
-    socket?.destroy();
-    return;
-  }
-  const secured = await step(name, 'tls', () => handshake(core, endpoint, socket!, wire));
-  socket!.destroy();
-  if (secured.detail.startsWith('ERR_KEDGE_CERTIFICATE')) secured.detail += await shown(endpoint, addresses[0]!);
-  steps.push(secured);
 }
 
 /** The certificate that was not accepted. We show none to whoever has it, and say nothing. */
-async function shown({ address: { sni, port } }: Endpoint, host: string): Promise<string> {
-  const tcp = await connect(host, port).catch(() => undefined);
-  if (tcp === undefined) return '';
-  const socket = tls.connect({ socket: tcp, servername: sni, rejectUnauthorized: false });
+async function shown(core: Core, { address: { hostname, sni, port } }: Endpoint): Promise<string> {
+  // Beyond a proxy it would take a tunnel of its own.
+  if (core.options.connect.proxy !== undefined) return '';
+  const socket = tls.connect({ host: hostname, port, servername: sni, rejectUnauthorized: false });
   try {
     await once(socket, 'secureConnect', { signal: AbortSignal.timeout(TIMEOUT_MS) });
     const { subject, issuer, fingerprint256 } = socket.getPeerCertificate();
@@ -95,33 +102,27 @@ async function shown({ address: { sni, port } }: Endpoint, host: string): Promis
   } catch {
     return '';
   } finally {
-    socket.destroy();
-    tcp.destroy();
+    socket.on('error', () => {}).destroy();
   }
 }
 
-async function handshake(core: Core, endpoint: Endpoint, socket: Socket, wire: Wire): Promise<string> {
-  const { connector, identity } = core.kedges.get(endpoint).generation;
-  const secured = await new Promise<TLSSocket>((resolve, reject) => {
-    const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
-    connector.establish(socket, alpn, (error, done) => (error === null ? resolve(done as TLSSocket) : reject(error)));
-  });
-  const { subject, valid_to: until } = secured.getPeerCertificate();
-  const words = [
-    `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
-    `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
-    identity?.notAfter === undefined
-      ? 'no client certificate'
-      : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
-  ];
-  const isClosed = identity?.notAfter !== undefined && (await closes(secured));
-  secured.destroy();
-  if (isClosed) {
-    const reason =
-      'the kedge closed the connection right after our certificate, as kedges do that refuse it and send no alert';
-    throw connector.refusal ?? new KedgeError('ERR_KEDGE_TLS', reason, { kedge: endpoint.address.name });
-  }
-  return words.join('; ');
+/** Who is there, and whether our certificate was taken. */
+async function verdict(
+  { address }: Endpoint,
+  connector: Connector,
+  identity: AnySnapshot | undefined,
+  socket: TLSSocket,
+): Promise<string> {
+  const { subject, valid_to: until } = socket.getPeerCertificate();
+  // The certificate of a resumed session is not sent again.
+  const kedge = socket.isSessionReused()
+    ? ''
+    : `; kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`;
+  if (identity?.notAfter === undefined) return `${kedge}; no client certificate`;
+  if (!(await closes(socket))) return `${kedge}; client ${identity.subject} until ${identity.notAfter.toISOString()}`;
+  const reason =
+    'the kedge closed the connection right after our certificate, as kedges do that refuse it and send no alert';
+  throw connector.refusal ?? new KedgeError('ERR_KEDGE_TLS', reason, { kedge: address.name });
 }
 
 /** With TLS 1.3 what the kedge thinks of our certificate comes after the handshake (RFC 8446 §4.4.2.4). */
@@ -173,46 +174,32 @@ async function callHealth(dialer: Dialer, target: string, path = '/grpc.health.v
   });
 }
 
-function connect(host: string, port: number): Promise<Socket> {
-  return new Promise((resolve, reject) => {
-    const socket = tcpConnect({ host, port, timeout: TIMEOUT_MS });
-    socket.once('connect', () => resolve(socket.setTimeout(0)));
-    socket.once('timeout', () => socket.destroy(new Error(`no answer within ${TIMEOUT_MS} ms`)));
-    socket.once('error', reject);
-  });
-}
-
 async function step(kedge: string, stage: CheckStep['stage'], take: () => Promise<string>): Promise<CheckStep> {
   const began = performance.now();
   const done = (ok: boolean, detail: string) => ({
     kedge,
     stage,
     ok,
-    ms: Math.round(performance.now() - began),
+    ms: performance.now() - began,
     detail,
   });
   try {
     return done(true, await take());
   } catch (error) {
-    return done(false, failure(stage, error));
+    return done(false, failure(error));
   }
 }
 
-const CODES: Readonly<Record<CheckStep['stage'], KedgeErrorCode>> = {
-  dns: 'ERR_KEDGE_DNS',
-  tcp: 'ERR_KEDGE_CONNECT',
-  tls: 'ERR_KEDGE_TLS',
-  request: 'ERR_KEDGE_CONNECTION',
-};
-
-function failure(stage: CheckStep['stage'], error: unknown): string {
-  const known = isKedgeError(error) ? error : new KedgeError(CODES[stage], (error as Error).message);
-  return `${known.code}: ${known.message}`;
+function failure(error: unknown): string {
+  const { code, message } = isKedgeError(error)
+    ? error
+    : new KedgeError('ERR_KEDGE_CONNECTION', (error as Error).message);
+  return `${code}: ${message}`;
 }
 
 function print(target: string, { ok, steps }: CheckReport): string {
   const lines = steps.map(({ kedge, stage, ok: done, ms, detail }) => {
-    return `  ${done ? 'ok  ' : 'FAIL'} ${stage.padEnd(8)}${String(ms).padStart(5)} ms  ${kedge}: ${detail}`;
+    return `  ${done ? 'ok  ' : 'FAIL'} ${stage.padEnd(8)}${String(Math.round(ms)).padStart(5)} ms  ${kedge}: ${detail}`;
   });
   return [...lines, `${target} ${ok ? 'can' : 'cannot'} be reached`].join('\n');
 }

@@ -32,6 +32,16 @@ export interface DialObserver {
   failed(): void;
 }
 
+/** A part of a dial that is done. */
+export interface DialStage {
+  readonly stage: 'dns' | 'tcp' | 'proxy' | 'tls';
+  readonly ms: number;
+  /** What was found: addresses, the protocol. */
+  readonly detail: string;
+}
+
+type Report = (stage: DialStage['stage'], detail: string) => void;
+
 /** Called once, never in the tick of the dial. */
 export type DialCallback = (error: KedgeError | null, socket: net.Socket | tls.TLSSocket | null) => void;
 
@@ -110,15 +120,26 @@ export class Connector {
     this.tlsOptions = address.secure ? tlsOptions(address, identity, peer) : {};
   }
 
-  /** DNS, TCP and (for an `https:` kedge) TLS. */
-  connect(alpn: readonly string[], callback: DialCallback): void {
+  /** DNS, TCP, the tunnel through a proxy and (for an `https:` kedge) TLS; `onStage` hears of each that is done. */
+  connect(alpn: readonly string[], callback: DialCallback, onStage?: (stage: DialStage) => void): void {
     const refused = this.ended ?? this.expired();
-    if (refused === undefined) this.inOwnContext(() => this.dial(alpn, this.counted(callback)));
-    else setImmediate(callback, refused, null);
+    if (refused !== undefined) {
+      setImmediate(callback, refused, null);
+      return;
+    }
+    let last = performance.now();
+    const report: Report = (stage, detail) => {
+      const now = performance.now();
+      debug.dial('%s: %s %s', this.address.name, stage, detail);
+      onStage?.({ stage, ms: now - last, detail });
+      last = now;
+    };
+    this.inOwnContext(() => this.dial(alpn, this.counted(callback), report));
   }
 
-  private dial(alpn: readonly string[], callback: DialCallback): void {
+  private dial(alpn: readonly string[], callback: DialCallback, report: Report): void {
     debug.dial('%s: connecting', this.address.name);
+    const found: string[] = [];
     const socket = net.connect({
       host: this.tcpAddress.hostname,
       port: this.tcpAddress.port,
@@ -128,9 +149,15 @@ export class Connector {
       keepAliveInitialDelay: 60_000,
     });
     this.track(socket);
+    // Once for each address; not where the kedge is given by one.
+    socket.on('lookup', (error, address) => {
+      if (error === null) found.push(address);
+    });
     const done = attempt(socket, this.timeouts.timeoutMs, (error, reason) => {
+      if (found.length > 0) report('dns', found.join(', '));
       if (reason === 'ready') {
-        this.finish(socket, alpn, callback);
+        report('tcp', `${socket.remoteAddress}:${socket.remotePort}`);
+        this.tunnel(socket, alpn, callback, report);
         return;
       }
       const failed =
@@ -150,29 +177,16 @@ export class Connector {
     return this.fail('ERR_KEDGE_CONNECT', `TCP connection failed${because(error)}`, error);
   }
 
-  /** What is left to do on a TCP connection: the tunnel through a proxy, and TLS. */
-  establish(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
-    this.inOwnContext(() => this.finish(tcp, alpn, this.counted(callback)));
-  }
-
-  private finish(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
-    const go = () => {
-      this.unready.delete(tcp);
-      if (this.address.secure) this.secure(tcp, alpn, callback);
-      else {
-        this.observer.dialled(tcp);
-        this.note(tcp, tcp.remoteAddress);
-        callback(null, tcp);
-      }
-    };
+  private tunnel(tcp: net.Socket, alpn: readonly string[], callback: DialCallback, report: Report): void {
     const { proxy, timeoutMs } = this.timeouts;
     if (proxy === undefined) {
-      go();
+      this.secure(tcp, alpn, callback, report);
       return;
     }
     tunnel(tcp, proxy, this.address.name, timeoutMs, (error) => {
       if (error === undefined) {
-        go();
+        report('proxy', proxy.name);
+        this.secure(tcp, alpn, callback, report);
         return;
       }
       tcp.destroy();
@@ -180,7 +194,14 @@ export class Connector {
     });
   }
 
-  private secure(tcp: net.Socket, alpn: readonly string[], callback: DialCallback): void {
+  private secure(tcp: net.Socket, alpn: readonly string[], callback: DialCallback, report: Report): void {
+    this.unready.delete(tcp);
+    if (!this.address.secure) {
+      this.observer.dialled(tcp);
+      this.note(tcp, tcp.remoteAddress);
+      callback(null, tcp);
+      return;
+    }
     const refused = this.ended ?? this.expired();
     if (refused !== undefined) {
       tcp.destroy();
@@ -199,14 +220,8 @@ export class Connector {
       if (reason === 'ready') {
         this.unready.delete(socket);
         this.observer.dialled(socket);
-        const resumed = socket.isSessionReused();
-        debug.dial(
-          '%s: %s, %s%s',
-          this.address.name,
-          socket.getProtocol(),
-          socket.alpnProtocol,
-          resumed ? ', resumed' : '',
-        );
+        const resumed = socket.isSessionReused() ? ', resumed' : '';
+        report('tls', `${socket.getProtocol()}, ${socket.alpnProtocol || 'no ALPN'}${resumed}`);
         readBeforeEnd(socket);
         socket.once('error', (error) => this.noteRefusal(error));
         callback(null, socket);

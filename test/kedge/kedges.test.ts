@@ -120,7 +120,7 @@ describe('DEBUG=kedge:*', () => {
       /kedge:map http a\.us1 -> 127\.0\.0\.1:\d+/,
       /kedge:http GET a\.us1 -> kedge 127/,
       /kedge:dial 127\.0\.0\.1:\d+: connecting/,
-      /kedge:dial 127\.0\.0\.1:\d+: TLSv1\.3, h2/,
+      /kedge:dial 127\.0\.0\.1:\d+: tls TLSv1\.3, h2/,
       /kedge:http GET a\.us1 <- 200/,
       /kedge:map grpc b\.us1:9090 -> 127/,
       /kedge:grpc b\.us1:9090\/test\.Echo\/Unary -> kedge 127/,
