@@ -2,16 +2,16 @@ import { randomUUID } from 'node:crypto';
 import type http from 'node:http';
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
-import { pipeline, type Readable } from 'node:stream';
+import { pipeline } from 'node:stream';
 import { type Dialer, isKedgeError } from 'kedge-dialer';
 import { endToEnd } from '../headers.ts';
+import { type Cors, joined } from './cors.ts';
 
 export interface HttpProxyOptions {
   readonly dialer: Dialer;
   /** Asks kedges for more in their logs, and says more in ours. */
   readonly debug: boolean;
-  /** Origins whose pages may read what is proxied; none by default. */
-  readonly corsOrigins: ReadonlySet<string>;
+  readonly cors: Cors;
   log(message: string): void;
   count(status: number): void;
 }
@@ -27,6 +27,7 @@ const ERROR_TYPES: Readonly<Record<string, string>> = {
 };
 /** Whoever talks to a proxy names it, not the next one; the dialer writes `Host` anew, and Node has said 100 Continue. */
 const FOR_WINCH = new Set(['expect', 'host', 'proxy-authorization']);
+const FORGED = 'a page elsewhere may change nothing behind a kedge: --cors_allowed_origin names those that may';
 const CLIENT_ERRORS = new Set(['ERR_KEDGE_TARGET', 'ERR_KEDGE_REQUEST']);
 
 /** A forward proxy (RFC 9110 §3.7): what is mapped goes through a kedge, all else where it would have gone. */
@@ -39,15 +40,11 @@ export class HttpProxy {
 
   /** A request line with an absolute URL. */
   async handle(request: http.IncomingMessage, response: http.ServerResponse): Promise<void> {
-    const { dialer, log, debug, count } = this.options;
+    const { dialer, log, debug, count, cors } = this.options;
     response.once('close', () => count(response.statusCode));
-    const cors = this.cors(request);
-    if (
-      cors !== undefined &&
-      request.method === 'OPTIONS' &&
-      request.headers['access-control-request-method'] !== undefined
-    ) {
-      response.writeHead(204, cors).end();
+    const { isPreflight, headers: more } = cors.answer(request);
+    if (isPreflight) {
+      response.writeHead(204, more).end();
       return;
     }
     const target = targetOf(request.url!);
@@ -55,27 +52,26 @@ export class HttpProxy {
       refuse(response, 400, 'no-route', 'the request line holds no http: URL');
       return;
     }
+    if (this.isForged(request, target.origin)) {
+      refuse(response, 403, 'unauthorized', FORGED, more);
+      return;
+    }
     const abort = new AbortController();
     response.once('close', () => abort.abort());
     try {
-      const answer = (await dialer.dispatcher.request({
+      const answer = await dialer.dispatcher.request({
         ...target,
-        method: request.method as never,
+        method: request.method as 'GET',
         headers: this.headers(request),
         body: hasBody(request) ? request : null,
         signal: abort.signal,
-        onInfo: ({ statusCode, headers }: { statusCode: number; headers: http.IncomingHttpHeaders }) => {
+        onInfo: ({ statusCode, headers }) => {
           if (statusCode === 103) response.writeEarlyHints(headers as Record<string, string>);
         },
-      } as never)) as {
-        statusCode: number;
-        headers: http.IncomingHttpHeaders;
-        body: Readable;
-        trailers: http.IncomingHttpHeaders;
-      };
+      });
       if (debug) log(`${request.method} ${target.origin} -> ${answer.statusCode}`);
       const head = endToEnd(answer.headers, (name) => !name.startsWith('x-winch-'));
-      response.writeHead(answer.statusCode, { ...head, ...cors });
+      response.writeHead(answer.statusCode, joined(head, more));
       const withTrailers = async function* (body: AsyncIterable<Buffer>) {
         yield* body;
         response.addTrailers(endToEnd(answer.trailers, () => true));
@@ -85,67 +81,74 @@ export class HttpProxy {
     } catch (error) {
       if (abort.signal.aborted) return;
       const code = isKedgeError(error) ? error.code : '';
-      log(isKedgeError(error) ? error.message : String(error));
+      log(messageOf(error));
       const status = CLIENT_ERRORS.has(code) ? 400 : 502;
-      refuse(response, status, ERROR_TYPES[code] ?? 'transport-unknown-error', messageOf(error), cors);
+      refuse(response, status, ERROR_TYPES[code] ?? 'transport-unknown-error', messageOf(error), more);
     }
   }
 
   /** WebSocket and other upgrades, given to us as a proxy. */
   async upgrade(request: http.IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-    const target = targetOf(request.url!);
     socket.on('error', () => {});
+    const target = targetOf(request.url!);
     if (target === undefined) {
-      socket.end('HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n');
+      end(socket, '400 Bad Request', 'the request line holds no http: URL');
+      return;
+    }
+    if (this.isForged(request, target.origin)) {
+      end(socket, '403 Forbidden', FORGED);
       return;
     }
     try {
-      const { headers, socket: upstream } = (await this.options.dialer.dispatcher.upgrade({
+      const { headers, socket: upstream } = await this.options.dialer.dispatcher.upgrade({
         ...target,
-        method: request.method,
+        method: request.method as 'GET',
         protocol: request.headers.upgrade ?? 'websocket',
         headers: this.headers(request),
-      } as never)) as { headers: http.IncomingHttpHeaders; socket: Duplex };
+      });
       const lines = Object.entries(headers).flatMap(([name, value]) =>
-        [value ?? []].flat().map((each) => `${name}: ${each}`),
+        [value ?? []].flat().map((each) => `${name}: ${each}\r\n`),
       );
-      socket.write(`HTTP/1.1 101 Switching Protocols\r\n${lines.join('\r\n')}\r\n\r\n`);
-      upstream.write(head);
-      pipeline(socket, upstream, () => {});
-      pipeline(upstream, socket, () => {});
+      join(socket, upstream, head, `101 Switching Protocols\r\n${lines.join('')}`);
     } catch (error) {
-      socket.end(`HTTP/1.1 502 Bad Gateway\r\nx-winch-error: ${messageOf(error)}\r\nconnection: close\r\n\r\n`);
+      end(socket, '502 Bad Gateway', messageOf(error));
     }
   }
 
   /** A tunnel, which the original never had: to unmapped hosts only, as nothing could be added inside it. */
   connect(request: http.IncomingMessage, socket: Duplex, head: Buffer): void {
     socket.on('error', () => {});
-    const end = (status: string, text: string) =>
-      socket.end(`HTTP/1.1 ${status}\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n${text}\n`);
     let outcome: string;
     let authority: string;
     try {
       ({ outcome, target: authority } = this.options.dialer.explain(`https://${request.url}`));
     } catch (error) {
-      end('400 Bad Request', messageOf(error));
+      end(socket, '400 Bad Request', messageOf(error));
       return;
     }
     if (outcome !== 'direct') {
-      end(
-        '405 Method Not Allowed',
-        `winch: ${authority} is behind a kedge: ask for it with http:, and the kedge is spoken to with TLS`,
-      );
+      const how = 'ask for it with http:, and the kedge is spoken to with TLS';
+      end(socket, '405 Method Not Allowed', `${authority} is behind a kedge: ${how}`);
       return;
     }
     const { hostname, port } = new URL(`https://${authority}`);
-    const upstream = net.connect({ host: hostname.replace(/^\[|\]$/g, ''), port: Number(port || 443) }, () => {
-      socket.write('HTTP/1.1 200 Connection Established\r\n\r\n');
-      upstream.write(head);
-      pipeline(socket, upstream, () => {});
-      pipeline(upstream, socket, () => {});
-    });
-    upstream.on('error', () => end('502 Bad Gateway', `winch: ${authority} cannot be reached`));
+    const upstream = net.connect({ host: hostname.replace(/^\[|\]$/g, ''), port: Number(port || 443) }, () =>
+      join(socket, upstream, head, '200 Connection Established\r\n'),
+    );
+    upstream.on('error', () => end(socket, '502 Bad Gateway', `${authority} cannot be reached`));
+  }
+
+  /** A page elsewhere would have our tokens added to what it wants: pages behind kedges may, and those of `cors`. */
+  private isForged(request: http.IncomingMessage, target: string): boolean {
+    return this.options.cors.isForeign(request, (origin) => !this.maps(target) || this.maps(origin));
+  }
+
+  private maps(origin: string): boolean {
+    try {
+      return this.options.dialer.explain(origin).outcome === 'kedge';
+    } catch {
+      return false;
+    }
   }
 
   private headers(request: http.IncomingMessage): http.OutgoingHttpHeaders {
@@ -154,18 +157,19 @@ export class HttpProxy {
     if (this.options.debug) own['x-kedge-info-logs'] = 'true';
     return own;
   }
+}
 
-  private cors(request: http.IncomingMessage): http.OutgoingHttpHeaders | undefined {
-    const { origin } = request.headers;
-    if (origin === undefined || !this.options.corsOrigins.has(origin)) return undefined;
-    return {
-      'access-control-allow-origin': origin,
-      'access-control-allow-credentials': 'true',
-      'access-control-allow-methods': request.headers['access-control-request-method'] ?? 'GET',
-      'access-control-allow-headers': request.headers['access-control-request-headers'] ?? '',
-      vary: 'Origin',
-    };
-  }
+/** Both ways, from here on. */
+function join(socket: Duplex, upstream: Duplex, head: Buffer, answer: string): void {
+  socket.write(`HTTP/1.1 ${answer}\r\n`);
+  upstream.write(head);
+  pipeline(socket, upstream, () => {});
+  pipeline(upstream, socket, () => {});
+}
+
+function end(socket: Duplex, status: string, text: string): void {
+  const head = `content-type: text/plain\r\nx-winch-error: ${text}\r\nconnection: close`;
+  socket.end(`HTTP/1.1 ${status}\r\n${head}\r\n\r\nwinch: ${text}\n`);
 }
 
 function targetOf(url: string): { origin: string; path: string } | undefined {

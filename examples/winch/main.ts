@@ -9,11 +9,13 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles, type WinchLogin } from 'kedge-dialer';
+import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles } from 'kedge-dialer';
 import { configSource, helpOf, readFlags } from '../flags.ts';
+import { Cors } from './cors.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
 import { HttpProxy, refuse } from './http-proxy.ts';
-import { Metrics, pages, startMonitoring } from './pages.ts';
+import { Logins } from './logins.ts';
+import { Metrics, pacOf, pages, startMonitoring } from './pages.ts';
 
 const FLAGS = {
   server_http_port: 8070,
@@ -56,65 +58,45 @@ async function main(): Promise<void> {
   }
   const isQuiet = /^(?:error|fatal|panic)$/i.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`winch: ${message}`);
-
-  const server = http.createServer({
+  const limits = {
     headersTimeout: HEADERS_TIMEOUT_MS,
     connectionsCheckingInterval: 1000,
     maxHeaderSize: MAX_HEADER_BYTES,
-  });
-  const port = await listen(server, values.server_http_port);
-  const logins = new Map<string, { state: string | null; resolve(url: URL): void }>();
-  const login: WinchLogin = {
-    origin: `http://127.0.0.1:${port}`,
-    open: (source, authorizationUrl, callback, signal) =>
-      new Promise((resolve, reject) => {
-        console.error(`winch: log in for ${source}: ${authorizationUrl.href}`);
-        logins.set(callback.pathname, { state: authorizationUrl.searchParams.get('state'), resolve });
-        signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-      }),
   };
+  const server = http.createServer(limits);
+  const port = await listen(server, values.server_http_port);
+  const logins = new Logins();
   const config = loadWinchConfig({
     ...parsed('mapper', values.server_mapper_config_path, values.server_mapper_config),
     ...(values.server_auth_config_path === '' && values.server_auth_config === ''
       ? {}
       : parsed('auth', values.server_auth_config_path, values.server_auth_config)),
-    login,
+    login: { origin: `http://127.0.0.1:${port}`, open: logins.open },
   });
   for (const warning of [...warnings, ...config.warnings]) log(warning);
   if (config.routes === 0) throw new Error('the mapper has no routes');
   if (values.client_insecure && config.tokenSources.size > 0)
     throw new Error('--client_insecure with auth sources would hand their tokens to anybody');
-  const { client_tls_cert_file: cert, client_tls_key_file: key, client_tls_root_ca_files: caFiles } = values;
+  const { client_tls_cert_file: cert, client_tls_key_file: key, client_tls_root_ca_files: cas } = values;
   const dialer = createDialer({
     mapper: config.mapper,
-    ...identityOf(cert, key, caFiles.split(',').filter(Boolean)),
+    ...identityOf(cert, key, listOf(cas)),
     ...(values.client_insecure ? { peer: { dangerouslySkipVerification: true } } : {}),
     onWarning: (warning) => log(warning.message),
   });
 
   const metrics = new Metrics();
-  const proxy = new HttpProxy({
-    dialer,
-    log,
-    debug: values.debug_mode,
-    corsOrigins: new Set(values.cors_allowed_origin.split(',').filter(Boolean)),
-    count: (status) => metrics.requests.inc({ status }),
-  });
+  const { debug_mode: debug, server_http_monitoring_address: elsewhere, server_metrics_path: metricsPath } = values;
+  const cors = new Cors(listOf(values.cors_allowed_origin));
+  const count = (status: number) => metrics.requests.inc({ status });
+  const proxy = new HttpProxy({ dialer, log, debug, cors, count });
   const own = pages({
     port,
-    pacExpressions: values.pac_redirect_sh_expressions,
-    pacFile: values.pac_file,
+    pac: pacOf(values.pac_file, listOf(values.pac_redirect_sh_expressions), port),
     tokenSources: config.tokenSources,
     metrics,
-    metricsPath: values.server_metrics_path,
-    onCallback: (url) => {
-      const login = logins.get(url.pathname);
-      // Any page may send a browser here: only who brings the state of this log-in ends it (RFC 6749 §10.12).
-      if (login === undefined || login.state === null || login.state !== url.searchParams.get('state')) return false;
-      logins.delete(url.pathname);
-      login.resolve(url);
-      return true;
-    },
+    metricsPath: elsewhere === '' ? metricsPath : undefined,
+    onCallback: (url) => logins.end(url),
   });
   server.on('request', (request, response) => {
     const served = request.url!.startsWith('/') ? own(request, response) : proxy.handle(request, response);
@@ -122,16 +104,13 @@ async function main(): Promise<void> {
   });
   server.on('upgrade', (request, socket, head) => void proxy.upgrade(request, socket, head));
   server.on('connect', (request, socket, head) => proxy.connect(request, socket, head));
-  const grpcServer = createGrpcProxy(dialer, values.debug_mode, log);
+  const grpcServer = createGrpcProxy(dialer, debug, log);
   const grpcPort = values.server_grpc_port === 0 ? undefined : await listen(grpcServer, values.server_grpc_port);
-
-  const monitoring = await startMonitoring(values.server_http_monitoring_address, values.server_metrics_path, metrics);
+  const monitoring = elsewhere === '' ? undefined : await startMonitoring(elsewhere, metricsPath, metrics);
 
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, async () => {
-      server.close();
-      monitoring?.close();
-      grpcServer.close();
+      for (const each of [server, grpcServer, monitoring]) each?.close();
       await dialer.close();
       process.exit(0);
     });
@@ -152,16 +131,17 @@ function parsed<K extends 'mapper' | 'auth'>(name: K, path: string, inline: stri
   return { [name]: source.path ?? (JSON.parse(source.read()) as object) } as Record<K, string | object>;
 }
 
-function identityOf(cert: string, key: string, cas: string[]): Pick<DialerOptions, 'identity'> {
-  if (cert === '' && key === '') {
-    if (cas.length > 0)
-      throw new Error('--client_tls_root_ca_files goes with --client_tls_cert_file and --client_tls_key_file');
-    return {};
-  }
-  // One file is watched; several are read once.
-  if (cas.length <= 1) return { identity: pemFiles({ cert, key, ...(cas.length === 0 ? {} : { ca: cas[0]! }) }) };
-  const ca = cas.map((path) => readFileSync(path, 'utf8')).join('\n');
-  return { identity: pem({ cert: readFileSync(cert), key: readFileSync(key), ca }) };
+/** One file of CAs is watched, with the certificate; several are read once. */
+function identityOf(cert: string, key: string, [ca, ...cas]: string[]): Pick<DialerOptions, 'identity'> {
+  const shows = cert !== '' || key !== '';
+  if (ca === undefined) return shows ? { identity: pemFiles({ cert, key }) } : {};
+  if (cas.length === 0) return { identity: shows ? pemFiles({ cert, key, ca }) : pemFiles({ ca }) };
+  const all = [ca, ...cas].map((path) => readFileSync(path, 'utf8')).join('\n');
+  return { identity: shows ? pem({ cert: readFileSync(cert), key: readFileSync(key), ca: all }) : pem({ ca: all }) };
+}
+
+function listOf(text: string): string[] {
+  return text.split(/[\s,]+/).filter(Boolean);
 }
 
 main().catch((error: Error) => {

@@ -16,16 +16,13 @@ export class Metrics {
 }
 
 export interface PagesOptions {
-  /** The proxy's own port, for the PAC file and the allow-list. */
+  /** The proxy's own, for the allow-list of hosts. */
   readonly port: number;
-  /** Shell expressions of hosts that go through winch, comma separated; empty: every host. */
-  readonly pacExpressions: string;
-  /** A file to serve in place of the PAC. */
-  readonly pacFile: string;
+  readonly pac: string;
   readonly tokenSources: ReadonlyMap<string, TokenSource>;
   readonly metrics: Metrics;
-  readonly metricsPath: string;
-  /** Somebody came back from logging in. True when that one was expected. */
+  /** Undefined: they are shown elsewhere. */
+  readonly metricsPath: string | undefined;
   onCallback(url: URL): boolean;
 }
 
@@ -33,70 +30,59 @@ export interface PagesOptions {
  * Winch's own pages. Only for who asks for this machine by its own name: a page elsewhere whose name resolves to 127.0.0.1
  * (DNS rebinding) gets nothing.
  */
-export function pages(
-  options: PagesOptions,
-): (request: http.IncomingMessage, response: http.ServerResponse) => Promise<void> {
-  const { port, metrics, tokenSources } = options;
+export function pages({ port, pac, tokenSources, metrics: { registry }, metricsPath, onCallback }: PagesOptions) {
   const hosts = new Set(['127.0.0.1', 'localhost', '[::1]'].map((name) => `${name}:${port}`));
-  const pac = options.pacFile === '' ? pacOf(options.pacExpressions, port) : readFileSync(options.pacFile, 'utf8');
-  return async (request, response) => {
+  return async (request: http.IncomingMessage, response: http.ServerResponse): Promise<void> => {
+    const answer = (status: number, text: string, type = 'text/plain') =>
+      response.writeHead(status, { 'content-type': type }).end(text);
     const url = URL.parse(request.url!, `http://127.0.0.1:${port}`);
     if (!hosts.has((request.headers.host ?? '').toLowerCase())) {
-      response.writeHead(403).end('winch: this is not how winch is called\n');
+      answer(403, 'winch: this is not how winch is called\n');
     } else if (url === null) {
-      response.writeHead(400).end();
+      answer(400, 'winch: not a path\n');
     } else if (url.pathname === '/wpad.dat') {
-      response.setHeader('content-type', 'application/x-ns-proxy-autoconfig');
-      response.end(pac);
+      answer(200, pac, 'application/x-ns-proxy-autoconfig');
     } else if (url.pathname === '/version') {
-      response.end(`kedge-dialer winch, Node ${process.version}\n`);
-    } else if (url.pathname === options.metricsPath) {
-      response.setHeader('content-type', metrics.registry.contentType);
-      response.end(await metrics.registry.metrics());
-    } else if (url.pathname.startsWith('/winch/cleartoken/')) {
+      answer(200, `kedge-dialer winch, Node ${process.version}\n`);
+    } else if (url.pathname === metricsPath) {
+      answer(200, await registry.metrics(), registry.contentType);
+    } else if (url.pathname.startsWith(CLEAR)) {
       // A page elsewhere may point here, but changes nothing (https://www.w3.org/TR/fetch-metadata/).
       if (!/^(?:none|same-origin)$/.test(String(request.headers['sec-fetch-site'] ?? 'none'))) {
-        response.writeHead(403).end('winch: not from another page\n');
+        answer(403, 'winch: not from another page\n');
         return;
       }
-      const source = tokenSources.get(decodeURIComponent(url.pathname.slice('/winch/cleartoken/'.length)));
+      const source = tokenSources.get(decodeURIComponent(url.pathname.slice(CLEAR.length)));
       source?.invalidate?.();
-      response.writeHead(source === undefined ? 404 : 200).end(source === undefined ? 'no such source\n' : 'cleared\n');
-    } else if (options.onCallback(url)) {
-      response.end('You are logged in. This page can be closed.\n');
+      if (source === undefined) answer(404, 'no such source\n');
+      else answer(200, 'cleared\n');
+    } else if (onCallback(url)) {
+      answer(200, 'You are logged in. This page can be closed.\n');
     } else {
-      response
-        .writeHead(404)
-        .end('winch: a proxy for http: URLs; its own pages are /wpad.dat, /version and /metrics\n');
+      answer(404, 'winch: a proxy for http: URLs; its own pages are /wpad.dat, /version and /metrics\n');
     }
   };
 }
 
+const CLEAR = '/winch/cleartoken/';
+
 /** `host:port`: the metrics at an address of their own, such as for a collector elsewhere, and nothing else. */
-export async function startMonitoring(
-  address: string,
-  path: string,
-  { registry }: Metrics,
-): Promise<http.Server | undefined> {
-  if (address === '') return undefined;
+export async function startMonitoring(address: string, path: string, { registry }: Metrics): Promise<http.Server> {
   const [, host, port] = /^\[?([^\]]*?)\]?:([0-9]{1,5})$/.exec(address) ?? [];
   if (port === undefined) throw new Error('--server_http_monitoring_address is host:port');
   const server = http.createServer(async (request, response) => {
     if (request.url !== path) response.writeHead(404).end();
     else response.setHeader('content-type', registry.contentType).end(await registry.metrics());
   });
-  server.listen(Number(port), host || '0.0.0.0');
+  server.listen(Number(port), host || undefined);
   await once(server, 'listening');
   return server;
 }
 
-/** Expressions become string literals of the script and nothing else. */
-function pacOf(expressions: string, port: number): string {
-  const conditions = expressions
-    .split(',')
-    .map((each) => each.trim())
-    .filter(Boolean)
-    .map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
+/** A file, or a script for hosts of these expressions, which become string literals and nothing else; none: every host. */
+export function pacOf(file: string, expressions: readonly string[], port: number): string {
+  if (file !== '') return readFileSync(file, 'utf8');
+  const conditions = expressions.map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
   return `function FindProxyForURL(url, host) {
   if (isPlainHostName(host) || !shExpMatch(url, "http:*")) return "DIRECT";
   if (${conditions.join(' || ') || 'true'}) return "PROXY 127.0.0.1:${port}; DIRECT";
