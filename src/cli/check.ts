@@ -52,7 +52,8 @@ export async function check(
   return report;
 }
 
-async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Promise<void> {
+/** Name look-up, TCP and TLS of a connection that nobody uses. */
+export async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]): Promise<void> {
   const { name, hostname, port, secure } = hop.address;
   let addresses: string[] = [hostname];
   if (isIP(hostname) === 0) {
@@ -86,7 +87,10 @@ async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Prom
   const { subject, valid_to: until } = secured.getPeerCertificate();
   const words = [
     `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
-    `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
+    // The certificate of a resumed session is not sent again.
+    secured.isSessionReused()
+      ? 'a session resumed'
+      : `kedge ${subject?.CN ?? '(no name)'} until ${new Date(until).toISOString()}`,
     identity?.notAfter === undefined
       ? 'no client certificate'
       : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
@@ -147,7 +151,7 @@ async function step(kedge: string, stage: CheckStep['stage'], take: () => Promis
     kedge,
     stage,
     ok,
-    ms: Math.round(performance.now() - began),
+    ms: Math.round((performance.now() - began) * 1000) / 1000,
     detail,
   });
   try {
@@ -171,7 +175,7 @@ function failure(stage: CheckStep['stage'], error: unknown): string {
 
 function print(target: string, { ok, steps }: CheckReport): string {
   const lines = steps.map(({ kedge, stage, ok: done, ms, detail }) => {
-    return `  ${done ? 'ok  ' : 'FAIL'} ${stage.padEnd(8)}${String(ms).padStart(5)} ms  ${kedge}: ${detail}`;
+    return `  ${done ? 'ok  ' : 'FAIL'} ${stage.padEnd(8)}${String(Math.round(ms)).padStart(5)} ms  ${kedge}: ${detail}`;
   });
   return [...lines, `${target} ${ok ? 'can' : 'cannot'} be reached`].join('\n');
 }
