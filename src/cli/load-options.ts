@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import type { parseArgs } from 'node:util';
 import { check, is, whole } from '../support/shape.ts';
+import { MAX_INT32 } from '../support/timer.ts';
 
 /** What is asked of the result: `p99<50ms`, `tls.p90<=20ms`, `errors<0.1%`, `errors<=3`, `rate>95`. */
 export interface Expectation {
@@ -58,17 +59,15 @@ const HOLDS: Readonly<Record<string, (value: number, limit: number) => boolean>>
 export function loadPlan(values: Values): LoadPlan {
   const option = <T>(name: keyof Values, read: Parameters<typeof check<T>>[1], value: unknown) =>
     check('load', read, value, { path: `--${name}` });
-  const time = is('a time such as 500ms, 30s or 5m', (value): value is number => Number(value) > 0);
+  const isTime = (value: unknown): value is number => Number(value) >= 1 && Number(value) <= MAX_INT32;
+  const time = is('a time such as 500ms, 30s or 5m', isTime);
+  const expected = is('like p99<50ms, tls.p90<20ms, errors<0.1% or rate>95', isExpectation);
   const { grpc, data, 'data-file': file, method, path } = values;
   if (grpc !== undefined) {
     const isMethod = (value: unknown): value is string => /^\/?[\w.]+\/\w+$/.test(String(value));
     option('grpc', is('package.Service/Method', isMethod), grpc);
-    for (const name of ['method', 'path'] as const)
-      option(
-        name,
-        is('for HTTP alone', (value): value is undefined => value === undefined),
-        values[name],
-      );
+    const none = is('for HTTP alone', (value): value is undefined => value === undefined);
+    for (const name of ['method', 'path'] as const) option(name, none, values[name]);
   }
   option('data', is('hexadecimal, and not with --data-file', isData(file)), data);
   const body = file !== undefined ? readFileSync(file) : data === undefined ? undefined : Buffer.from(data, 'hex');
@@ -81,22 +80,19 @@ export function loadPlan(values: Values): LoadPlan {
     body,
     expectations: (values.expect ?? [])
       .flatMap((each) => each.split(','))
-      .map((each) => {
-        const found = option(
-          'expect',
-          is('like p99<50ms, tls.p90<20ms, errors<0.1% or rate>95', isExpectation),
-          each.trim(),
-        );
-        const [, stage = 'total', metric, relation, limit, unit = ''] = EXPECTATION.exec(found)!;
-        const isTime = /^(?:p|max)/.test(metric!);
-        return {
-          text: found,
-          stage: stage as Stage,
-          metric: metric === 'p999' ? 'p99.9' : metric!,
-          unit: isTime ? 'ms' : (unit as '' | '%'),
-          holds: (value: number) => HOLDS[relation!]!(value, Number(limit) * (isTime ? MS[unit]! : 1)),
-        };
-      }),
+      .map((each) => expectationOf(option('expect', expected, each.trim()))),
+  };
+}
+
+function expectationOf(text: string): Expectation {
+  const [, stage = 'total', metric = '', relation = '', limit, unit = ''] = EXPECTATION.exec(text)!;
+  const isTime = /^(?:p|max)/.test(metric);
+  return {
+    text,
+    stage: stage as Stage,
+    metric: metric === 'p999' ? 'p99.9' : metric,
+    unit: isTime ? 'ms' : (unit as '' | '%'),
+    holds: (value: number) => HOLDS[relation]!(value, Number(limit) * (isTime ? MS[unit]! : 1)),
   };
 }
 
@@ -115,5 +111,5 @@ const isData =
 
 function msOf(value: string): number {
   const [, number, unit = 's'] = /^([0-9]+(?:\.[0-9]+)?)(ms|s|m)?$/.exec(value) ?? [];
-  return Number(number) * MS[unit]!;
+  return Math.ceil(Number(number) * MS[unit]!);
 }

@@ -160,6 +160,8 @@ describe('kedge-dialer load', () => {
       [['http://a', '--rate=1.5'], /`--rate`/],
       [['http://a', '--duration=1h'], /`--duration` is a time such as/],
       [['http://a', '--timeout=0s'], /`--timeout` is a time such as/],
+      [['http://a', '--timeout=99999m'], /`--timeout` is a time such as/],
+      [['http://a', '--data-file=/nowhere'], /ENOENT.*\/nowhere/],
       [['http://a', '--data=abc'], /`--data` is hexadecimal/],
       [['http://a', '--data=ab', '--data-file=x'], /not with --data-file/],
       [['a:1', '--grpc=Method'], /`--grpc` is package.Service\/Method/],
