@@ -13,7 +13,7 @@ import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles } from
 import { configSource, helpOf, readFlags } from '../flags.ts';
 import { Cors } from './cors.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
-import { HttpProxy, refuse } from './http-proxy.ts';
+import { httpProxy, refuse } from './http-proxy.ts';
 import { Logins } from './logins.ts';
 import { Metrics, pacOf, pages, startMonitoring } from './pages.ts';
 
@@ -47,8 +47,7 @@ const IGNORED = {
   winch_reverseproxy_buffer_size_bytes: BUFFERS,
   winch_reverseproxy_flushing_interval: BUFFERS,
 };
-const HEADERS_TIMEOUT_MS = 10_000;
-const MAX_HEADER_BYTES = 65_536;
+const LIMITS = { headersTimeout: 10_000, connectionsCheckingInterval: 1_000, maxHeaderSize: 65_536 };
 
 async function main(): Promise<void> {
   const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
@@ -58,12 +57,7 @@ async function main(): Promise<void> {
   }
   const isQuiet = /^(?:error|fatal|panic)$/i.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`winch: ${message}`);
-  const limits = {
-    headersTimeout: HEADERS_TIMEOUT_MS,
-    connectionsCheckingInterval: 1000,
-    maxHeaderSize: MAX_HEADER_BYTES,
-  };
-  const server = http.createServer(limits);
+  const server = http.createServer(LIMITS);
   const port = await listen(server, values.server_http_port);
   const logins = new Logins();
   const config = loadWinchConfig({
@@ -89,7 +83,7 @@ async function main(): Promise<void> {
   const { debug_mode: debug, server_http_monitoring_address: elsewhere, server_metrics_path: metricsPath } = values;
   const cors = new Cors(listOf(values.cors_allowed_origin));
   const count = (status: number) => metrics.requests.inc({ status });
-  const proxy = new HttpProxy({ dialer, log, debug, cors, count });
+  const proxy = httpProxy({ dialer, log, debug, cors, count });
   const own = pages({
     port,
     pac: pacOf(values.pac_file, listOf(values.pac_redirect_sh_expressions), port),
@@ -100,10 +94,9 @@ async function main(): Promise<void> {
   });
   server.on('request', (request, response) => {
     const served = request.url!.startsWith('/') ? own(request, response) : proxy.handle(request, response);
-    served.catch(() => refuse(response, 500, 'transport-unknown-error', 'internal error'));
+    served.catch((error) => log(refuse(response, error)));
   });
-  server.on('upgrade', (request, socket, head) => void proxy.upgrade(request, socket, head));
-  server.on('connect', (request, socket, head) => proxy.connect(request, socket, head));
+  server.on('upgrade', proxy.upgrade).on('connect', proxy.connect);
   const grpcServer = createGrpcProxy(dialer, debug, log);
   const grpcPort = values.server_grpc_port === 0 ? undefined : await listen(grpcServer, values.server_grpc_port);
   const monitoring = elsewhere === '' ? undefined : await startMonitoring(elsewhere, metricsPath, metrics);
