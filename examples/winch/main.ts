@@ -10,12 +10,13 @@ import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles } from 'kedge-dialer';
+import { Counter, Registry } from 'prom-client';
 import { configSource, helpOf, readFlags } from '../flags.ts';
 import { Cors } from './cors.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
 import { httpProxy, refuse } from './http-proxy.ts';
 import { Logins } from './logins.ts';
-import { Metrics, pacOf, pages, startMonitoring } from './pages.ts';
+import { pacOf, pages, startMonitoring } from './pages.ts';
 
 const FLAGS = {
   server_http_port: 8070,
@@ -60,11 +61,10 @@ async function main(): Promise<void> {
   const server = http.createServer(LIMITS);
   const port = await listen(server, values.server_http_port);
   const logins = new Logins();
+  const { server_auth_config_path: authPath, server_auth_config: auth } = values;
   const config = loadWinchConfig({
-    ...parsed('mapper', values.server_mapper_config_path, values.server_mapper_config),
-    ...(values.server_auth_config_path === '' && values.server_auth_config === ''
-      ? {}
-      : parsed('auth', values.server_auth_config_path, values.server_auth_config)),
+    mapper: parsed('mapper', values.server_mapper_config_path, values.server_mapper_config),
+    ...(authPath + auth === '' ? {} : { auth: parsed('auth', authPath, auth) }),
     login: { origin: `http://127.0.0.1:${port}`, open: logins.open },
   });
   for (const warning of [...warnings, ...config.warnings]) log(warning);
@@ -79,19 +79,16 @@ async function main(): Promise<void> {
     onWarning: (warning) => log(warning.message),
   });
 
-  const metrics = new Metrics();
-  const { debug_mode: debug, server_http_monitoring_address: elsewhere, server_metrics_path: metricsPath } = values;
+  const registry = new Registry();
+  const help = 'Proxied HTTP requests by status';
+  const requests = new Counter({ name: 'winch_requests_total', help, labelNames: ['status'], registers: [registry] });
+  const { debug_mode: debug, server_http_monitoring_address: elsewhere, server_metrics_path: path } = values;
   const cors = new Cors(listOf(values.cors_allowed_origin));
-  const count = (status: number) => metrics.requests.inc({ status });
-  const proxy = httpProxy({ dialer, log, debug, cors, count });
-  const own = pages({
-    port,
-    pac: pacOf(values.pac_file, listOf(values.pac_redirect_sh_expressions), port),
-    tokenSources: config.tokenSources,
-    metrics,
-    metricsPath: elsewhere === '' ? metricsPath : undefined,
-    onCallback: (url) => logins.end(url),
-  });
+  const proxy = httpProxy({ dialer, log, debug, cors, count: (status) => requests.inc({ status }) });
+  const pac = pacOf(values.pac_file, listOf(values.pac_redirect_sh_expressions), port);
+  const metrics = { registry, path };
+  const { tokenSources } = config;
+  const own = pages({ port, pac, tokenSources, logins, metrics: elsewhere === '' ? metrics : undefined });
   server.on('request', (request, response) => {
     const served = request.url!.startsWith('/') ? own(request, response) : proxy.handle(request, response);
     served.catch((error) => log(refuse(response, error)));
@@ -99,7 +96,7 @@ async function main(): Promise<void> {
   server.on('upgrade', proxy.upgrade).on('connect', proxy.connect);
   const grpcServer = createGrpcProxy(dialer, debug, log);
   const grpcPort = values.server_grpc_port === 0 ? undefined : await listen(grpcServer, values.server_grpc_port);
-  const monitoring = elsewhere === '' ? undefined : await startMonitoring(elsewhere, metricsPath, metrics);
+  const monitoring = elsewhere === '' ? undefined : await startMonitoring(elsewhere, metrics);
 
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, async () => {
@@ -119,9 +116,9 @@ async function listen(server: http.Server | ReturnType<typeof createGrpcProxy>, 
 }
 
 /** A path as it is, so that errors name the file. */
-function parsed<K extends 'mapper' | 'auth'>(name: K, path: string, inline: string): Record<K, string | object> {
+function parsed(name: string, path: string, inline: string): string | object {
   const source = configSource(`server_${name}_config`, path, inline);
-  return { [name]: source.path ?? (JSON.parse(source.read()) as object) } as Record<K, string | object>;
+  return source.path ?? (JSON.parse(source.read()) as object);
 }
 
 /** One file of CAs is watched, with the certificate; several are read once. */
