@@ -92,6 +92,15 @@ function secondsOf(text: string): number | undefined {
   return [...parts].reduce((sum, [, number, unit]) => sum + Number(number) * SECONDS[unit!]!, 0);
 }
 
+/** The file that a flag names; an error names both. */
+export function readFlagFile(flag: string, path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (cause) {
+    throw new Error(`--${flag}: ${path} cannot be read (${(cause as NodeJS.ErrnoException).code})`, { cause });
+  }
+}
+
 /** A configuration, by path or inline. */
 export interface Source {
   readonly name: string;
@@ -102,6 +111,6 @@ export interface Source {
 /** Of `--<name>_path`, or of `--<name>` with the JSON itself; both or none are errors. */
 export function configSource(name: string, path: string, inline: string): Source {
   if ((path === '') === (inline === '')) throw new Error(`either --${name}_path or --${name} is required`);
-  if (path !== '') return { name: path, path, read: () => readFileSync(path, 'utf8') };
+  if (path !== '') return { name: path, path, read: () => readFlagFile(`${name}_path`, path) };
   return { name: `--${name}`, path: undefined, read: () => inline };
 }

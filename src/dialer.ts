@@ -1,4 +1,4 @@
-import { Core, setCore } from './core.ts';
+import { Core, setCore } from './engine/core.ts';
 import { type Explanation, explain } from './explain.ts';
 import { HttpDispatcher } from './http/dispatcher.ts';
 import { Fallback } from './http/fallback.ts';
@@ -32,6 +32,16 @@ export interface Dialer extends AsyncDisposable {
    * global serves unmapped targets. Several dialers may be installed, and undone in any order; one that is installed
    * already stays as it is.
    *
+   * @example
+   * ```ts
+   * import { createDialer, hosts } from 'kedge-dialer';
+   *
+   * const dialer = createDialer({ mapper: hosts({ 'orders.us1.example': 'https://us1.kedge.example.com' }) });
+   * const restore = dialer.install();
+   * await fetch('http://orders.us1.example/'); // through the kedge
+   * restore();
+   * ```
+   *
    * @throws {@link KedgeError} `ERR_KEDGE_CLOSED`
    */
   install(): () => void;
@@ -63,6 +73,18 @@ export interface Dialer extends AsyncDisposable {
 /**
  * Makes a dialer. Nothing is dialled, read or watched before the first call.
  *
+ * @example
+ * ```ts
+ * import { createDialer, pemFiles, suffix } from 'kedge-dialer';
+ *
+ * await using dialer = createDialer({
+ *   mapper: suffix({ match: '*.*.clusters.local', suffix: '.kedge.example.com' }),
+ *   identity: pemFiles({ cert: '/tls/tls.crt', key: '/tls/tls.key', ca: '/tls/ca.crt' }),
+ * });
+ * const response = await dialer.fetch('http://orders.shop.svc.us1.prod.clusters.local:8080/v1/orders');
+ * console.log(response.status);
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS` naming the option that is wrong
  */
 export function createDialer(options: DialerOptions): Dialer {
@@ -92,7 +114,7 @@ export function createDialer(options: DialerOptions): Dialer {
     },
     explain: (target, options = {}) => explain(core, target, check('explain', WIRE, options).wire),
     warm: (target) => http.warm(target),
-    stats: () => ({ inFlight: core.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
+    stats: () => ({ inFlight: core.calls.inFlight, handshakes: core.kedges.handshakes, kedges: core.kedges.stats() }),
     close,
     destroy: async (error) => {
       installed?.undo();

@@ -1,5 +1,5 @@
 import { inspect } from 'node:util';
-import type { Core } from './core.ts';
+import type { Core } from './engine/core.ts';
 import type { AnyIdentity } from './identity/identity.ts';
 import type { Hop, KedgeStats } from './kedge/kedge.ts';
 import { describe } from './mapper/describe.ts';
@@ -61,8 +61,8 @@ export function explain(core: Core, input: string | URL, wire: Wire): Explanatio
     outcome: plan !== undefined ? 'kedge' : options.unmapped,
     mapper: isIP(target) ? 'IP addresses are never mapped' : describe(options.mapper, target),
     kedges,
-    proxyAuth: plan?.proxyAuth?.source.name,
-    backendAuth: plan?.backendAuth?.source.name,
+    proxyAuth: plan?.credentials.names.proxyAuth,
+    backendAuth: plan?.credentials.names.backendAuth,
     warnings: [...new Set(warnings)],
   };
   for (const name of [inspect.custom, 'toString'])

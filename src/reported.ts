@@ -31,6 +31,16 @@ const MAX_REASON = 200;
  * by the words of its status alone: no route, no backend, a backend that cannot be reached, a call without
  * `proxy-authorization`. A backend that says the same in the same words, before any header of its own, cannot be told
  * from the kedge, and other refusals of a kedge's gate (UNAUTHENTICATED) cannot be told from a backend's.
+ *
+ * @example
+ * ```ts
+ * import { createDialer, kedgeErrorOf, single } from 'kedge-dialer';
+ *
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com') });
+ * const response = await dialer.fetch('http://orders.us1.example/');
+ * const reported = kedgeErrorOf(response);
+ * if (reported !== undefined) console.error('the kedge, not the backend:', reported.message);
+ * ```
  */
 export function kedgeErrorOf(from: unknown): KedgeError | undefined {
   if (typeof from !== 'object' || from === null) return undefined;

@@ -54,6 +54,17 @@ const checked = new WeakMap<object, readonly KedgeAddress[]>();
 /**
  * Checks a route once, so that no call has to. For own mappers: build the routes ahead and return them.
  *
+ * @example
+ * ```ts
+ * import { createDialer, fileToken, route } from 'kedge-dialer';
+ *
+ * const us1 = route({
+ *   kedge: ['https://a.us1.kedge.example.com', 'https://b.us1.kedge.example.com'],
+ *   proxyAuth: fileToken('/var/run/secrets/kedge/token'),
+ * });
+ * const dialer = createDialer({ mapper: ({ hostname }) => (hostname.endsWith('.us1.example') ? us1 : undefined) });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`: an invalid kedge URL, an unknown option, or tokens over `http:` or over
  * a connection that is not verified
  */

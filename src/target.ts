@@ -36,6 +36,14 @@ const DEFAULT_PORT = { 'http:': 80, 'https:': 443, 'grpc:': 443 } as const;
  * literally: an origin (`http://host:8080`), an authority (`host`, `host:8080`, `[::1]:8080`) and, on the gRPC wire,
  * `dns:host:9090` or `dns:///host:9090`. What two parsers could read differently is refused.
  *
+ * @example
+ * ```ts
+ * import { parseTarget } from 'kedge-dialer';
+ *
+ * parseTarget('http://Orders.US1.example:8080').authority; // 'orders.us1.example:8080'
+ * parseTarget('greeter.us1.example', { wire: 'grpc' }).port; // 443
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_TARGET`; `ERR_KEDGE_OPTIONS`
  */
 export function parseTarget(input: string | URL, options?: { wire?: Wire }): Target {
@@ -81,6 +89,8 @@ function fromGrpcString(input: string): Target {
 }
 
 function fromAuthority(wire: Wire, protocol: Target['protocol'], authority: string, input: string): Target {
+  if (/^[^/?#]*@/.test(authority)) throw refuse(input, 'credentials in a target are not sent');
+  if (/[/?#]/.test(authority)) throw refuse(input, 'a target is a host and a port, without a path or a query');
   let host = authority;
   let portText = '';
   const bracketed = /^(\[[0-9a-f:.]+\])(?::(.*))?$/is.exec(authority);
@@ -135,6 +145,8 @@ function isRoundTrip(label: string): boolean {
   return unicode !== '' && unicode !== label && domainToASCII(unicode) === label;
 }
 
+/** Shows no query: it may hold a token. */
 function refuse(input: unknown, reason: string): KedgeError {
-  return new KedgeError('ERR_KEDGE_TARGET', reason, { target: quote(input) });
+  const shown = typeof input === 'string' ? input.replace(/[?#].*$/s, (query) => `${query[0]}***`) : input;
+  return new KedgeError('ERR_KEDGE_TARGET', reason, { target: quote(shown) });
 }

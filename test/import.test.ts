@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
+import { INTRINSICS } from './helpers/intrinsics.ts';
 
 const ENTRIES = ['../src/index.ts', '../src/grpc/index.ts', '../src/connect/index.ts', '../src/spiffe/index.ts'].map(
   (path) => new URL(path, import.meta.url).href,
@@ -75,16 +76,15 @@ describe('an import that fails, because undici cannot be evaluated', () => {
   };
   /** Importing again would find the failed module: what is checked is what a program that goes on without us has. */
   const check = (attempt: string) => `
-      const before = Object.getOwnPropertyDescriptors(Object);
+      ${INTRINSICS}
+      const before = snapshot();
       let failed = 'no';
       ${attempt}
-      const after = Object.getOwnPropertyDescriptors(Object);
-      const changed = Reflect.ownKeys(before).filter((key) => before[key].value !== after[key]?.value);
       const keys = [1, 2].map((n) => Symbol.for('undici.globalDispatcher.' + n));
       const left = keys.filter((key) => globalThis[key] !== undefined).length;
       for (const key of keys) Object.defineProperty(globalThis, key, { value: 'set', configurable: true });
       const set = keys.every((key) => globalThis[key] === 'set');
-      console.log(JSON.stringify({ failed, changed, left, set }));
+      console.log(JSON.stringify({ failed, changed: changed(before), left, set }));
     `;
   const EXPECTED = { failed: 'TypeError', changed: [], left: 0, set: true };
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { isKedgeError } from '../src/support/errors.ts';
+import { isKedgeError, type KedgeError } from '../src/support/errors.ts';
 import { isIP, parseTarget } from '../src/target.ts';
 
 const label63 = 'a'.repeat(63);
@@ -161,6 +161,34 @@ describe('parseTarget', () => {
       assert.throws(
         () => parseTarget(new URL(url)),
         (error: unknown) => isKedgeError(error) && error.code === 'ERR_KEDGE_TARGET' && !error.message.includes('pw'),
+      );
+    }
+  });
+
+  it('says of a path, a query and credentials in a string that they do not belong there, and shows no secret', () => {
+    const path = /a target is a host and a port, without a path or a query/;
+    const credentials = /credentials in a target are not sent/;
+    const http = { wire: 'http' } as const;
+    const grpc = { wire: 'grpc' } as const;
+    for (const [input, options, reason] of [
+      ['http://a.us1/v1/orders', http, path],
+      ['http://a.us1?key=pw', http, path],
+      ['http://a.us1/v1?key=pw#pw', http, path],
+      ['a.us1/v1#pw', http, path],
+      ['http://a.us1/v1@b?pw', http, path],
+      ['http://ada:pw/x@a.us1', http, path],
+      ['http://ada:pw@a.us1/', http, credentials],
+      ['http://ada:pw@pw@a.us1:8080', http, credentials],
+      ['ada:pw@a.us1:8080', http, credentials],
+      ['http://ada:pw@a.us1/v1?key=pw', http, credentials],
+      ['a.us1:90/pkg.Service', grpc, path],
+      ['ada:pw@a.us1:90', grpc, credentials],
+    ] as const) {
+      assert.throws(
+        () => parseTarget(input, options),
+        ({ code, message }: KedgeError) =>
+          code === 'ERR_KEDGE_TARGET' && reason.test(message) && !message.includes('pw'),
+        input,
       );
     }
   });

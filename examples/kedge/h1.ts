@@ -7,6 +7,7 @@ import { H1Exchange } from './exchange.ts';
 import { readHead } from './headers.ts';
 import { type HttpProxy, type Join, joinSockets } from './http-proxy.ts';
 import { type Peer, peerOf } from './peer.ts';
+import { ALLOWED, NO_TUNNELS } from './refusal.ts';
 import type { Served } from './server.ts';
 
 const HEADERS_MS = 10_000;
@@ -43,7 +44,9 @@ export function serveH1(proxy: HttpProxy, metrics: Metrics, maxHeaderSize: numbe
   // It never listens itself, and without this its timeouts would never begin.
   server.emit('listening');
   server.on('connect', (_request, socket) =>
-    socket.end('HTTP/1.1 405 Method Not Allowed\r\nconnection: close\r\n\r\n'),
+    socket.end(
+      `HTTP/1.1 405 Method Not Allowed\r\nallow: ${ALLOWED}\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n${NO_TUNNELS}`,
+    ),
   );
   // Any other protocol than WebSocket is answered as if it were not offered (RFC 9110 §7.8). It is the connection's last request.
   server.on('upgrade', (request: http.IncomingMessage, socket: Socket, head: Buffer) => {

@@ -7,6 +7,7 @@ import { guardSession } from './h2-guard.ts';
 import { readHead } from './headers.ts';
 import type { HttpProxy } from './http-proxy.ts';
 import { type Peer, peerOf } from './peer.ts';
+import { ALLOWED, NO_TUNNELS } from './refusal.ts';
 import type { Served } from './server.ts';
 
 const HEADER_PAIRS = 1_000;
@@ -33,8 +34,10 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxH
     const head = readHead(rawHeaders, peer);
     const isTwofold =
       named !== undefined && head?.host !== undefined && named.toLowerCase() !== head.host.toLowerCase();
-    if (method === 'CONNECT') stream.respond({ ':status': 405 }, { endStream: true });
-    else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold)
+    if (method === 'CONNECT') {
+      stream.respond({ ':status': 405, allow: ALLOWED, 'content-type': 'text/plain' });
+      stream.end(NO_TUNNELS);
+    } else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold)
       stream.respond({ ':status': 400 }, { endStream: true });
     else {
       const authority = named ?? head.host ?? '';

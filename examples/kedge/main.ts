@@ -4,8 +4,8 @@
  *   npm run kedge -- --server_tls_cert_file=tls.crt --server_tls_key_file=tls.key --server_tls_client_ca_files=ca.crt \\
  *     --kedge_config_director_config_path=director.json --kedge_config_backendpool_config_path=backendpool.json
  */
-import { readFileSync, watchFile } from 'node:fs';
-import { configSource, helpOf, readFlags } from '../flags.ts';
+import { watchFile } from 'node:fs';
+import { configSource, helpOf, readFlagFile, readFlags } from '../flags.ts';
 import { bearerGate, type Gate, oidcGate, openGate } from './auth.ts';
 import { clusterOf } from './cluster.ts';
 import { Metrics, startDebug } from './debug.ts';
@@ -88,12 +88,11 @@ async function main(): Promise<void> {
   if (keyFile === '') throw new Error('--server_tls_key_file is required');
   const caFiles = values.server_tls_client_ca_files.split(',').filter(Boolean);
   const crlFiles = values.server_tls_client_crl_files.split(',').filter(Boolean);
-  const read = (path: string) => readFileSync(path, 'utf8');
   const certificates = () => ({
-    cert: read(certFile),
-    key: read(keyFile),
-    clientCas: caFiles.map(read),
-    clientCrls: crlFiles.map(read),
+    cert: readFlagFile('server_tls_cert_file', certFile),
+    key: readFlagFile('server_tls_key_file', keyFile),
+    clientCas: caFiles.map((path) => readFlagFile('server_tls_client_ca_files', path)),
+    clientCrls: crlFiles.map((path) => readFlagFile('server_tls_client_crl_files', path)),
   });
   const clientCertRequired = values.server_tls_client_cert_required;
   if (clientCertRequired && caFiles.length === 0)

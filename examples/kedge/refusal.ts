@@ -48,3 +48,7 @@ export function errorHeaders({ message, type, backendName }: Refusal): Record<st
 }
 
 export const unauthorized = () => new Refusal(401, 'unauthorized', 'UNAUTHENTICATED', 'unauthorized');
+
+/** Of a 405 (RFC 9110 §15.5.6). */
+export const ALLOWED = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE';
+export const NO_TUNNELS = 'kedge: CONNECT is not served: ask for the target itself\n';

@@ -26,7 +26,8 @@ export function createGrpcProxy(dialer: Dialer, debug: boolean, log: (message: s
     stream.on('error', () => {});
     const { ':authority': authority = '', ':path': path = '', ':method': method = '' } = headers;
     if (!/^application\/grpc(?:[+;]|$)/.test(headers['content-type'] ?? '')) {
-      stream.respond({ ':status': 415 }, { endStream: true });
+      stream.respond({ ':status': 415, 'content-type': 'text/plain' });
+      stream.end('winch: this port takes gRPC only, with a content-type of application/grpc\n');
       return;
     }
     try {

@@ -40,6 +40,8 @@ const REFUSALS: Readonly<Record<string, [status: number, type: string]>> = {
 /** Whoever talks to a proxy names it, not the next one; the dialer writes `Host` anew, and Node has said 100 Continue. */
 const FOR_WINCH = new Set(['expect', 'host', 'proxy-authorization']);
 const FORGED = 'a page elsewhere may change nothing behind a kedge: --cors_allowed_origin names those that may';
+/** What may be asked of what is behind a kedge: all but CONNECT (RFC 9110 §15.5.6). */
+const BUT_CONNECT = 'allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE';
 const BEHIND = 'is behind a kedge: ask for it with http:, and the kedge is spoken to with TLS';
 
 /** A forward proxy (RFC 9110 §3.7): what is mapped goes through a kedge, all else where it would have gone. */
@@ -151,8 +153,14 @@ export function refuse(response: http.ServerResponse, error: unknown, more: http
 
 function end(socket: Duplex, error: unknown): void {
   const { status, type, message } = refusalOf(error);
-  const head = `content-type: text/plain\r\nx-winch-error: ${message}\r\nx-winch-error-type: ${type}\r\nconnection: close`;
-  socket.end(`HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\n${head}\r\n\r\nwinch: ${message}\n`);
+  const lines = [`HTTP/1.1 ${status} ${http.STATUS_CODES[status]}`, ...(status === 405 ? [BUT_CONNECT] : [])];
+  lines.push(
+    'content-type: text/plain',
+    `x-winch-error: ${message}`,
+    `x-winch-error-type: ${type}`,
+    'connection: close',
+  );
+  socket.end(`${lines.join('\r\n')}\r\n\r\nwinch: ${message}\n`);
 }
 
 /** Its message may go into a header. */

@@ -6,12 +6,11 @@
  *     --client_tls_cert_file=tls.crt --client_tls_key_file=tls.key --client_tls_root_ca_files=ca.crt
  */
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles } from 'kedge-dialer';
 import { Counter, Registry } from 'prom-client';
-import { configSource, helpOf, readFlags } from '../flags.ts';
+import { configSource, helpOf, readFlagFile, readFlags } from '../flags.ts';
 import { Cors } from './cors.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
 import { httpProxy, refuse } from './http-proxy.ts';
@@ -121,13 +120,16 @@ function parsed(name: string, path: string, inline: string): string | object {
   return source.path ?? (JSON.parse(source.read()) as object);
 }
 
-/** One file of CAs is watched, with the certificate; several are read once. */
-function identityOf(cert: string, key: string, [ca, ...cas]: string[]): Pick<DialerOptions, 'identity'> {
-  const shows = cert !== '' || key !== '';
-  if (ca === undefined) return shows ? { identity: pemFiles({ cert, key }) } : {};
-  if (cas.length === 0) return { identity: shows ? pemFiles({ cert, key, ca }) : pemFiles({ ca }) };
-  const all = [ca, ...cas].map((path) => readFileSync(path, 'utf8')).join('\n');
-  return { identity: shows ? pem({ cert: readFileSync(cert), key: readFileSync(key), ca: all }) : pem({ ca: all }) };
+/** One file of CAs is watched, with the certificate; several are read once. A file that is not there is an error now. */
+function identityOf(certFile: string, keyFile: string, cas: string[]): Pick<DialerOptions, 'identity'> {
+  const shows = certFile !== '' || keyFile !== '';
+  const ca = cas.map((path) => readFlagFile('client_tls_root_ca_files', path)).join('\n');
+  if (!shows) return cas.length === 0 ? {} : { identity: cas.length === 1 ? pemFiles({ ca: cas[0]! }) : pem({ ca }) };
+  const cert = readFlagFile('client_tls_cert_file', certFile);
+  const key = readFlagFile('client_tls_key_file', keyFile);
+  if (cas.length > 1) return { identity: pem({ cert, key, ca }) };
+  const trust = cas.length === 0 ? {} : { ca: cas[0]! };
+  return { identity: pemFiles({ cert: certFile, key: keyFile, ...trust }) };
 }
 
 function listOf(text: string): string[] {

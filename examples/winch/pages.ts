@@ -1,8 +1,8 @@
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import type { TokenSource } from 'kedge-dialer';
 import type { Registry } from 'prom-client';
+import { readFlagFile } from '../flags.ts';
 import type { Logins } from './logins.ts';
 
 export interface Metrics {
@@ -70,7 +70,7 @@ async function show({ registry }: Metrics, response: http.ServerResponse): Promi
 
 /** A file, or a script for hosts of these expressions, which become string literals and nothing else; none: every host. */
 export function pacOf(file: string, expressions: readonly string[], port: number): string {
-  if (file !== '') return readFileSync(file, 'utf8');
+  if (file !== '') return readFlagFile('pac_file', file);
   const conditions = expressions.map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
   return `function FindProxyForURL(url, host) {
   if (isPlainHostName(host) || !shExpMatch(url, "http:*")) return "DIRECT";

@@ -58,8 +58,33 @@ const fetching = new AsyncLocalStorage<Fetching>();
 let fetches = 0;
 
 /**
- * A token source of what `fetchToken` gives: one fetch however many calls wait, refreshed at 80% of its life while calls
- * go on with the one that is still valid, also while refreshing fails. The signal aborts when nobody waits any more.
+ * A token source of what `fetchToken` gives: one fetch however many calls wait.
+ *
+ * - **Refresh**: a token with `expiresAt` is refreshed by the first call after 75 to 80% of its life, in the background; calls
+ *   go on with the one that is valid. One without counts until it is invalidated. One that is past its `expiresAt` by our clock
+ *   when it arrives counts until 60 s after it, because clocks differ; past that too, it is a failure.
+ * - **Failure**: while there is a valid token it is used, and the background tries again, by the first call after 0.5 to 1 s, then
+ *   after twice as long each time, up to 15 to 30 s. An expired one is never used. Without a valid one, calls that wait are told
+ *   (`ERR_KEDGE_TOKEN_UNAVAILABLE`), so are those of the next 250 ms, and the first one after that fetches.
+ * - **`invalidate()`**, as after a 407: the token is forgotten, and the next call fetches at once, whatever failed before or is
+ *   under way.
+ * - **Deadline**: a fetch has `deadlineMs`. Its signal aborts then, and when no call waits any more, which is no failure.
+ *
+ * A fetch whose own request would need this token fails rather than wait for itself.
+ *
+ * @example
+ * ```ts
+ * import { cachedToken } from 'kedge-dialer';
+ *
+ * const token = cachedToken(
+ *   async (signal) => {
+ *     const response = await fetch('https://sts.example.com/token', { method: 'POST', signal });
+ *     const { token, expires_in } = (await response.json()) as { token: string; expires_in: number };
+ *     return { token, expiresAt: new Date(Date.now() + expires_in * 1000) };
+ *   },
+ *   { name: 'sts', deadlineMs: 5000 },
+ * );
+ * ```
  *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */

@@ -52,6 +52,18 @@ const OPTIONS = object({
  * (https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins), or a command
  * such as gcloud's with JSON paths. What it prints appears in no error.
  *
+ * @example
+ * ```ts
+ * import { execToken } from 'kedge-dialer';
+ *
+ * const gcloud = execToken({
+ *   command: 'gcloud',
+ *   args: ['config', 'config-helper', '--format=json'],
+ *   tokenPath: '{.credential.access_token}',
+ *   expiryPath: '{.credential.token_expiry}',
+ * });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function execToken(options: ExecTokenOptions): TokenSource {

@@ -22,6 +22,13 @@ const LOOK_MS = 1000;
  * file has changed. While it cannot be read, the last token serves until it expires. Nothing is watched: a call looks at
  * the file, at most once a second, which works on every file system.
  *
+ * @example
+ * ```ts
+ * import { fileToken, route } from 'kedge-dialer';
+ *
+ * const us1 = route({ kedge: 'https://us1.kedge.example.com', proxyAuth: fileToken('/var/run/secrets/kedge/token') });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function fileToken(path: string, options: FileTokenOptions = {}): TokenSource {
@@ -79,7 +86,7 @@ class FileToken implements TokenSource {
       this.failure = undefined;
       debug.auth('%s: read', this.name);
     } catch (error) {
-      this.failure = tokenError(this.name, 'the file cannot be read', error);
+      this.failure = tokenError(this.name, `\`path\`: ${this.path} cannot be read`, error);
       debug.auth('%s', this.failure.message);
     }
   }

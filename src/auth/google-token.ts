@@ -1,9 +1,8 @@
 import { readRegularFile } from '../read-file.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import { check, object, optional, or, path, strings, type Table, text, url } from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
-import { type TokenSource, tokenError } from './token-source.ts';
+import { loadPeer, type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link googleServiceAccountToken}. */
 export interface GoogleServiceAccountTokenOptions extends CachedTokenOptions {
@@ -43,6 +42,13 @@ const OPTIONS = object({
  * §2.1, https://developers.google.com/identity/protocols/oauth2/service-account). Needs the optional peer `jose`. The key
  * file is read with each refresh.
  *
+ * @example
+ * ```ts
+ * import { googleServiceAccountToken } from 'kedge-dialer';
+ *
+ * const token = googleServiceAccountToken({ keyFile: '/secrets/key.json', audience: 'kedge' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function googleServiceAccountToken(options: GoogleServiceAccountTokenOptions): TokenSource {
@@ -74,11 +80,7 @@ async function tokenEndpoint(name: string, issuer: string, signal: AbortSignal):
 }
 
 async function sign(name: string, key: Key, url: string, audience: string, scopes: readonly string[]): Promise<string> {
-  const { SignJWT, importPKCS8 } = await loadOptional(
-    'jose',
-    () => import('jose'),
-    (reason) => tokenError(name, reason),
-  );
+  const { SignJWT, importPKCS8 } = await loadPeer(name, 'jose', () => import('jose'));
   const claims = { target_audience: audience, ...(scopes.length > 0 ? { scope: scopes.join(' ') } : {}) };
   const header = { alg: 'RS256', typ: 'JWT', ...(key.private_key_id ? { kid: key.private_key_id } : {}) };
   return new SignJWT(claims)
@@ -96,7 +98,7 @@ function readKey(name: string, file: string): Key {
   try {
     key = JSON.parse(readRegularFile(file).toString('utf8'));
   } catch (cause) {
-    throw tokenError(name, `the key file ${file} cannot be read`, cause);
+    throw tokenError(name, `\`keyFile\`: the key file ${file} cannot be read`, cause);
   }
   const { client_email, private_key } = (key ?? {}) as Partial<Key>;
   if (typeof client_email === 'string' && typeof private_key === 'string') return key as Key;

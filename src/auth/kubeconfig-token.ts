@@ -2,11 +2,10 @@ import { homedir } from 'node:os';
 import { delimiter, dirname, join, resolve } from 'node:path';
 import { readRegularFile } from '../read-file.ts';
 import { debug } from '../support/debug.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import { check, path as filePath, object, optional, type Table, text } from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
-import { type TokenSource, tokenError } from './token-source.ts';
+import { loadPeer, type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link kubeconfigToken}. */
 export interface KubeconfigTokenOptions extends CachedTokenOptions {
@@ -29,17 +28,20 @@ const DEFAULT_LIFE_MS = 60_000;
  * The bearer token of a user in a kubeconfig: `tokenFile`, `token`, `exec` or an auth provider such as `oidc`, by way of
  * the optional peer `@kubernetes/client-node`. The files are read again with each refresh.
  *
+ * @example
+ * ```ts
+ * import { kubeconfigToken } from 'kedge-dialer';
+ *
+ * const token = kubeconfigToken({ user: 'developer' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSource {
   const { path, user, deadlineMs, ...given } = check('kubeconfigToken', OPTIONS, options);
   const name = given.name ?? `kubeconfig${user === undefined ? '' : ` ${user}`}`;
   const fetchToken = async () => {
-    const client = await loadOptional(
-      '@kubernetes/client-node',
-      () => import('@kubernetes/client-node'),
-      (reason) => tokenError(name, reason),
-    );
+    const client = await loadPeer(name, '@kubernetes/client-node', () => import('@kubernetes/client-node'));
     const { KubeConfig, loadYaml } = client;
     const config = new KubeConfig();
     try {
@@ -50,7 +52,8 @@ export function kubeconfigToken(options: KubeconfigTokenOptions = {}): TokenSour
         config.loadFromFile(path);
       }
     } catch (cause) {
-      throw tokenError(name, 'the kubeconfig cannot be read', cause);
+      const from = path === undefined ? 'KUBECONFIG' : '`path`';
+      throw tokenError(name, `${from}: the kubeconfig ${filesOf(path).join(', ')} cannot be read`, cause);
     }
     if (user !== undefined) {
       if (config.getUser(user) === null) throw tokenError(name, `the kubeconfig has no user "${user}"`);

@@ -1,11 +1,10 @@
 import type * as oidc from 'openid-client';
 import { orAbort } from '../support/abort.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import * as shape from '../support/shape.ts';
 import { CACHE, type CachedTokenOptions, cachedToken, type FetchedToken } from './cached-token.ts';
 import { expiryOf } from './jwt.ts';
 import { readRefreshToken, writeRefreshToken } from './refresh-cache.ts';
-import { type TokenSource, tokenError } from './token-source.ts';
+import { loadPeer, type TokenSource, tokenError } from './token-source.ts';
 
 /** Options of {@link oidcToken}. */
 export interface OidcTokenOptions extends CachedTokenOptions {
@@ -64,6 +63,18 @@ const OPTIONS = shape.object({
  * A token of an OpenID Connect provider, by way of the optional peer `openid-client`. Rotated refresh tokens are kept; one
  * that is refused (RFC 6749 §5.2 `invalid_grant`) is forgotten, and `login` asked where there is one.
  *
+ * @example
+ * ```ts
+ * import { oidcToken } from 'kedge-dialer';
+ *
+ * const token = oidcToken({
+ *   issuer: 'https://login.example.com',
+ *   clientId: 'checkout',
+ *   clientSecret: process.env['CLIENT_SECRET'] ?? 'from-a-secret',
+ *   parameters: { audience: 'kedge' },
+ * });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_OPTIONS`
  */
 export function oidcToken(options: OidcTokenOptions): TokenSource {
@@ -101,11 +112,7 @@ class OidcClient {
   }
 
   async fetch(signal: AbortSignal): Promise<FetchedToken> {
-    const client = await loadOptional(
-      'openid-client',
-      () => import('openid-client'),
-      (reason) => tokenError(this.name, reason),
-    );
+    const client = await loadPeer(this.name, 'openid-client', () => import('openid-client'));
     try {
       const config = await this.configuration(client, signal);
       return this.options.grant === 'refresh_token'

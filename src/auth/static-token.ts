@@ -14,6 +14,14 @@ const OPTIONS = object({ name: or(string, 'static') } satisfies Table<StaticToke
 /**
  * A token that never changes, such as the one behind the original's `--unsafe_bearer_token_proxy_auth`.
  *
+ * @example
+ * ```ts
+ * import { route, staticToken } from 'kedge-dialer';
+ *
+ * const token = staticToken(process.env['KEDGE_TOKEN'] ?? 'from-a-secret', { name: 'us1' });
+ * const us1 = route({ kedge: 'https://us1.kedge.example.com', proxyAuth: token });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_TOKEN` when it is not 1 to 16384 visible ASCII characters without spaces,
  * `ERR_KEDGE_OPTIONS`
  */

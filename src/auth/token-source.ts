@@ -1,4 +1,5 @@
 import { codeOf, isKedgeError, KedgeError } from '../support/errors.ts';
+import { loadOptional } from '../support/optional-package.ts';
 import { is } from '../support/shape.ts';
 
 /**
@@ -41,6 +42,11 @@ export function tokenError(name: string, reason: string, cause?: unknown): Kedge
   const kind = own !== undefined ? ` (${own.message})` : cause instanceof Error ? ` (${cause.name}${shown})` : '';
   const context = own === undefined ? {} : { cause: own };
   return new KedgeError('ERR_KEDGE_TOKEN_UNAVAILABLE', `token source ${name}: ${reason}${kind}`, context);
+}
+
+/** Loads the optional peer `name` for a token source. */
+export function loadPeer<T>(source: string, name: string, load: () => Promise<T>): Promise<T> {
+  return loadOptional(name, load, (reason) => tokenError(source, reason));
 }
 
 function ownError(cause: unknown): KedgeError | undefined {

@@ -1,9 +1,10 @@
 import dns from 'node:dns/promises';
+import { once } from 'node:events';
 import { isIP, type Socket, connect as tcpConnect } from 'node:net';
-import type { TLSSocket } from 'node:tls';
+import tls, { type Certificate, type TLSSocket } from 'node:tls';
 import { inspect } from 'node:util';
-import { type Core, coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
+import { type Core, coreOf } from '../engine/core.ts';
 import type { Hop } from '../kedge/kedge.ts';
 import { kedgeErrorOf } from '../reported.ts';
 import { isKedgeError, KedgeError, type KedgeErrorCode } from '../support/errors.ts';
@@ -29,6 +30,8 @@ export interface CheckReport {
 }
 
 const TIMEOUT_MS = 5000;
+/** How long a kedge may take to close a connection whose certificate it refuses. */
+const VERDICT_MS = 300;
 const MAX_BODY_BYTES = 16 * 1024 * 1024;
 
 /** Goes every step to each kedge of the target's route, then makes one request as any caller would. */
@@ -74,16 +77,37 @@ export async function reach(core: Core, hop: Hop, wire: Wire, steps: CheckStep[]
     socket?.destroy();
     return;
   }
-  steps.push(await step(name, 'tls', () => handshake(core, hop, socket!, wire)));
+  const secured = await step(name, 'tls', (taken) => handshake(core, hop, socket!, wire, taken));
   socket!.destroy();
+  if (secured.detail.startsWith('ERR_KEDGE_CERTIFICATE')) secured.detail += await shown(hop, addresses[0]!);
+  steps.push(secured);
 }
 
-async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Promise<string> {
+/** The certificate that was not accepted. We show none to whoever has it, and say nothing. */
+async function shown({ address: { sni, port } }: Hop, host: string): Promise<string> {
+  const tcp = await connect(host, port).catch(() => undefined);
+  if (tcp === undefined) return '';
+  const socket = tls.connect({ socket: tcp, servername: sni, rejectUnauthorized: false });
+  try {
+    await once(socket, 'secureConnect', { signal: AbortSignal.timeout(TIMEOUT_MS) });
+    const { subject, issuer, fingerprint256 } = socket.getPeerCertificate();
+    const nameOf = ({ CN, O }: Certificate) => JSON.stringify(String(CN ?? O).replace(/[^\x20-\x7e]/g, '?'));
+    return `; it shows ${nameOf(subject)}, issued by ${nameOf(issuer)}, SHA-256 ${fingerprint256}`;
+  } catch {
+    return '';
+  } finally {
+    socket.destroy();
+    tcp.destroy();
+  }
+}
+
+async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire, taken: () => void): Promise<string> {
   const { connector, identity } = core.kedges.get(hop).generation;
   const secured = await new Promise<TLSSocket>((resolve, reject) => {
     const alpn = wire === 'grpc' ? ['h2'] : ['h2', 'http/1.1'];
     connector.establish(socket, alpn, (error, done) => (error === null ? resolve(done as TLSSocket) : reject(error)));
   });
+  taken();
   const { subject, valid_to: until } = secured.getPeerCertificate();
   const words = [
     `${secured.getProtocol()}, ${secured.alpnProtocol || 'no ALPN'}`,
@@ -95,8 +119,26 @@ async function handshake(core: Core, hop: Hop, socket: Socket, wire: Wire): Prom
       ? 'no client certificate'
       : `client ${identity.subject} until ${identity.notAfter.toISOString()}`,
   ];
+  const isClosed = identity?.notAfter !== undefined && (await closes(secured));
   secured.destroy();
+  if (isClosed) {
+    const reason =
+      'the kedge closed the connection right after our certificate, as kedges do that refuse it and send no alert';
+    throw connector.refusal ?? new KedgeError('ERR_KEDGE_TLS', reason, { kedge: hop.address.name });
+  }
   return words.join('; ');
+}
+
+/** With TLS 1.3 what the kedge thinks of our certificate comes after the handshake (RFC 8446 §4.4.2.4). */
+function closes(socket: TLSSocket): Promise<boolean> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, VERDICT_MS, false);
+    socket.once('close', () => {
+      clearTimeout(timer);
+      resolve(true);
+    });
+    socket.resume();
+  });
 }
 
 async function get(dialer: Dialer, target: string, path: string): Promise<string> {
@@ -145,17 +187,26 @@ function connect(host: string, port: number): Promise<Socket> {
   });
 }
 
-async function step(kedge: string, stage: CheckStep['stage'], take: () => Promise<string>): Promise<CheckStep> {
+/** It takes as long as `take`, or until that says that it has been taken. */
+async function step(
+  kedge: string,
+  stage: CheckStep['stage'],
+  take: (taken: () => void) => Promise<string>,
+): Promise<CheckStep> {
   const began = performance.now();
+  let ended: number | undefined;
+  const taken = () => {
+    ended = performance.now();
+  };
   const done = (ok: boolean, detail: string) => ({
     kedge,
     stage,
     ok,
-    ms: Math.round((performance.now() - began) * 1000) / 1000,
+    ms: Math.round(((ended ?? performance.now()) - began) * 1000) / 1000,
     detail,
   });
   try {
-    return done(true, await take());
+    return done(true, await take(taken));
   } catch (error) {
     return done(false, failure(stage, error));
   }

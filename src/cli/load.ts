@@ -1,7 +1,7 @@
 import { finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
+import { coreOf } from '../engine/core.ts';
 import { kedgeErrorOf } from '../reported.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { loadOptional } from '../support/optional-package.ts';

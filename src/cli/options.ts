@@ -7,6 +7,7 @@ import { suffix } from '../mapper/suffix.ts';
 import { loadWinchConfig } from '../mapper/winch-config.ts';
 import type { DialerOptions } from '../options.ts';
 import { KedgeError } from '../support/errors.ts';
+import { nearest } from '../support/shape.ts';
 import type { Wire } from '../target.ts';
 import { LOAD_OPTIONS, type LoadPlan, loadPlan } from './load-options.ts';
 
@@ -18,7 +19,8 @@ explain  says where a call would go, and why; it asks nobody
 check    does it: name look-up, TCP, TLS with both certificates, and one request through the kedge
 load     does it many times, at their times whether or not earlier ones came back, and says how long they took
 
-A target is an origin such as http://orders.shop.svc.us1.example:8080, or with --grpc host:port.
+A target is an origin such as http://orders.shop.svc.us1.example:8080, or with --grpc host:port. One with a path, a query
+or user:password@ is refused: --path says what 'check' asks for, --auth which tokens go with it.
 
 Where calls go, one of:
   --mapper <file>        winch's mapper file
@@ -36,7 +38,8 @@ With what:
   --grpc                 the target is a gRPC service
   --path <path>          what is asked for; default: / or grpc.health.v1.Health
   --json                 print JSON
-  --help                 this text
+  -v, --version          print the version
+  -h, --help             this text
 
 For load:
   --rate <n>             calls a second; default: 10
@@ -56,6 +59,7 @@ Exit status: 0 reached (explain: understood, load: as expected), 1 not, 2 wrong 
 /** A command that makes sense. */
 export type Command =
   | { readonly is: 'help' }
+  | { readonly is: 'version' }
   | (Common & { readonly is: 'explain' | 'check'; readonly path: string | undefined })
   | (Common & { readonly is: 'load'; readonly plan: LoadPlan });
 
@@ -67,6 +71,10 @@ interface Common {
   readonly json: boolean;
   readonly warnings: readonly string[];
 }
+
+const COMMANDS = ['explain', 'check', 'load'] as const;
+/** Anything else may have been pasted by mistake, and is not shown. */
+const SHOWN = /^[\w-]{1,40}$/;
 
 const text = { type: 'string' } as const;
 const flag = { type: 'boolean', default: false } as const;
@@ -85,6 +93,7 @@ const OPTIONS = {
   grpc: flag,
   path: text,
   json: flag,
+  version: { type: 'boolean', short: 'v', default: false },
   help: { type: 'boolean', short: 'h', default: false },
 } as const;
 
@@ -93,8 +102,11 @@ export function parse(args: readonly string[]): Command {
   if (args[0] === 'load') return parseLoad(args);
   const { values, positionals } = parseArgs({ args: [...args], allowPositionals: true, options: OPTIONS });
   if (values.help) return { is: 'help' };
-  const [is, target, ...rest] = positionals;
-  if (is !== 'explain' && is !== 'check') throw new Error('the command is explain, check or load');
+  if (values.version) return { is: 'version' };
+  const [command = '', target, ...rest] = positionals;
+  const is = COMMANDS.find((each) => each === command);
+  if (is === undefined) throw new Error(unknownCommand(command));
+  if (is === 'load') throw new Error('load comes before its options');
   if (target === undefined || rest.length > 0) throw new Error(`${is} takes one target`);
   const { dialer, warnings } = dialerOf(values);
   const { path, json } = values;
@@ -133,6 +145,12 @@ function dialerOf(values: Values): { dialer: Dialer; warnings: string[] } {
   if (cert !== undefined) options.identity = pemFiles({ cert: String(cert), key: String(key), ...trust });
   else if (ca !== undefined) options.identity = pemFiles({ ca: String(ca) });
   return { dialer: createDialer(options), warnings };
+}
+
+function unknownCommand(given: string): string {
+  if (!SHOWN.test(given)) return 'the command is explain, check or load';
+  const meant = nearest(given, COMMANDS);
+  return `unknown command ${given}; ${meant === undefined ? 'there are explain, check and load' : `did you mean ${meant}?`}`;
 }
 
 function mapperOf(values: Values): { mapper: Mapper; warnings: string[] } {

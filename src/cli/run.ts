@@ -1,7 +1,11 @@
+import { readFileSync } from 'node:fs';
 import { inspect } from 'node:util';
 import { isKedgeError } from '../support/errors.ts';
 import { check } from './check.ts';
 import { type Command, HELP, parse } from './options.ts';
+
+/** Two folders up from the source, and from what is built of it. */
+const PACKAGE = new URL('../../package.json', import.meta.url);
 
 /**
  * The exit status: 0 where the target can be reached (explain: where it is understood; load: where what was expected holds), 1
@@ -18,6 +22,11 @@ export async function run(args: readonly string[]): Promise<number> {
   }
   if (command.is === 'help') {
     console.log(HELP);
+    return 0;
+  }
+  if (command.is === 'version') {
+    const { version } = JSON.parse(readFileSync(PACKAGE, 'utf8')) as { version: string };
+    console.log(version);
     return 0;
   }
   const { dialers, target, wire, json, warnings } = command;

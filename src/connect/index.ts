@@ -1,5 +1,7 @@
-import { coreOf } from '../core.ts';
+import '../support/refuse-old-node.ts';
+
 import type { Dialer } from '../dialer.ts';
+import { coreOf } from '../engine/core.ts';
 import { type ConnectSessionManager, KedgeSessionManager } from './session-manager.ts';
 
 export type { ConnectSessionManager };
@@ -15,7 +17,8 @@ export interface ConnectDialer {
    * ```
    *
    * Calls of the gRPC protocol take the routes of the gRPC wire, those of Connect and gRPC-Web the ones of HTTP, as a
-   * kedge tells them apart. A target that no mapper knows fails with `ERR_KEDGE_UNMAPPED`: leave the option out for it.
+   * kedge tells them apart. A loop over a server's messages that is left early leaves its stream open, for connect-es hides
+   * that from its transport (`handleStreamResponse()` of its `promise-client.ts`): abort the call's `signal` as well. A target that no mapper knows fails with `ERR_KEDGE_UNMAPPED`: leave the option out for it.
    *
    * @throws `KedgeError` `ERR_KEDGE_TARGET`, `ERR_KEDGE_ROUTE`, `ERR_KEDGE_CLOSED`
    */
@@ -25,6 +28,17 @@ export interface ConnectDialer {
 /**
  * Dials the calls of connect-es 2 through the kedges of `dialer`, sharing its routes, identity, tokens and life: there is
  * nothing to close. Limits are those of the `grpc` options.
+ *
+ * @example
+ * ```ts
+ * import { createGrpcTransport } from '@connectrpc/connect-node';
+ * import { createDialer, single } from 'kedge-dialer';
+ * import { connectDialer } from 'kedge-dialer/connect';
+ *
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com') });
+ * const baseUrl = 'http://greeter.us1.example:9090';
+ * const transport = createGrpcTransport({ baseUrl, sessionManager: connectDialer(dialer).sessionManager(baseUrl) });
+ * ```
  *
  * @throws `KedgeError` `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
  */

@@ -1,7 +1,7 @@
 import type { CallCredentials, Deadline, experimental } from '@grpc/grpc-js';
-import type { Core } from '../core.ts';
-import type { Resolved } from '../mapper/router.ts';
-import type { PoolOf } from '../rpc/attempts.ts';
+import type { Core } from '../engine/core.ts';
+import type { Resolved } from '../engine/plan.ts';
+import type { PoolOf } from '../engine/race.ts';
 
 /** What a channel's calls have in common. */
 export interface CallContext {

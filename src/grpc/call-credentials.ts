@@ -1,5 +1,5 @@
 import { CallCredentials, Metadata, status } from '@grpc/grpc-js';
-import type { CallTokens } from '../kedge/call-headers.ts';
+import type { Tokens } from '../engine/credentials.ts';
 import { hide } from '../support/redact.ts';
 import { checkMetadata, setTokens } from './metadata.ts';
 
@@ -10,9 +10,9 @@ export interface CredentialsOwner {
   /** What goes out anyway; grpc-js adds what the credentials give. */
   readonly metadata: Metadata;
   /** Those of the route, fetched if need be. */
-  tokensOf(): CallTokens | Promise<CallTokens>;
+  tokensOf(): Promise<Tokens>;
   /** What the headers have besides, for their limit. */
-  ownBytes(tokens: CallTokens): number;
+  ownBytes(tokens: Tokens): number;
   /** Ends the call, before anything is sent. */
   fail(error: Error, code?: status): void;
 }
@@ -33,7 +33,7 @@ export class RouteCredentials extends CallCredentials {
   }
 
   override async generateMetadata(options: CallMetadataOptions): Promise<Metadata> {
-    let tokens: CallTokens;
+    let tokens: Tokens;
     try {
       tokens = await this.owner.tokensOf();
     } catch (error) {
@@ -59,7 +59,7 @@ export class RouteCredentials extends CallCredentials {
   }
 
   /** @throws {@link KedgeError} `ERR_KEDGE_REQUEST` */
-  private merge(generated: Metadata, tokens: CallTokens): Metadata {
+  private merge(generated: Metadata, tokens: Tokens): Metadata {
     const { metadata } = this.owner;
     const own = this.owner.ownBytes(tokens);
     checkMetadata(generated, tokens.proxyAuth !== undefined, own);

@@ -1,9 +1,11 @@
-import { inspect } from 'node:util';
+import { constants } from 'node:http2';
 import { type CallCredentials, type experimental, Metadata, type StatusObject, status } from '@grpc/grpc-js';
-import { type CallTokens, ownBytes } from '../kedge/call-headers.ts';
-import type { Plan } from '../mapper/router.ts';
+import { Call } from '../engine/calls.ts';
+import type { Tokens } from '../engine/credentials.ts';
+import type { Plan } from '../engine/plan.ts';
+import { Race } from '../engine/race.ts';
 import { reportedBy } from '../reported.ts';
-import { Attempts } from '../rpc/attempts.ts';
+import { ownBytes } from '../rpc/call-headers.ts';
 import type { Session } from '../rpc/session.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
@@ -15,52 +17,49 @@ import { markedOptions, type PickingCall } from './policy.ts';
 import { type KedgeStatus, statusOf } from './status.ts';
 import { StreamCall, type StreamEnd, type StreamListener, type StreamStatus } from './stream-call.ts';
 
-type Call = experimental.CallStream;
-type Listener = Parameters<Call['start']>[1];
-type MessageContext = Parameters<Call['sendMessageWithContext']>[0];
+type GrpcCall = experimental.CallStream;
+type Listener = Parameters<GrpcCall['start']>[1];
+type MessageContext = Parameters<GrpcCall['sendMessageWithContext']>[0];
 
 /**
  * One call from `createCall()` to its status. grpc-js's own call does what calls do; this decides where it goes, adds what
  * the route adds, and says what the dialer knows of a failure.
  */
-export class KedgeCall implements Call, Listener, PickingCall {
+export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   readonly context: CallContext;
   metadata = new Metadata();
   private readonly init: CallInit;
   private credentials: CallCredentials | undefined;
   private authority: string;
   private plan: Plan | undefined;
-  private attempts: Attempts | undefined;
+  private race: Race | undefined;
   /** From `start()` on: before that grpc-js's would end, by its deadline, with nobody to tell. */
-  private live: Call | undefined;
+  private live: GrpcCall | undefined;
   private outgoing: Outgoing | undefined;
   private listener: Listener | undefined;
   /** How the caller ended it before anybody listened; interceptors may start a call long after it was made. */
   private cancelled: StatusObject | undefined;
-  private tokens: CallTokens | undefined;
-  private tokenWait: AbortController | undefined;
+  private tokens: Tokens | undefined;
+  private fetching: Promise<Tokens> | undefined;
   /** Of its stream. */
   private session: Session | undefined;
+  /** Hedging opens several. */
+  private streams = 0;
   /** What a kedge or gateway says in the headers in the backend's place. */
   private reported: KedgeError | undefined;
-  /** Why the last attempt failed, by the metadata of the status that says so. */
-  private failure: { readonly metadata: Metadata; readonly cause: KedgeError } | undefined;
-  private isOver = false;
+  /** Why attempts failed, by the metadata of the statuses that say so. */
+  private failures: WeakMap<Metadata, Pick<KedgeStatus, 'details' | 'cause'>> | undefined;
 
   constructor(context: CallContext, init: CallInit) {
+    super(context.core);
     this.context = context;
     this.init = init;
     this.authority = init.authority;
     this.credentials = init.credentials;
   }
 
-  /** Its headers hold tokens: whoever prints it sees where it goes. */
-  [inspect.custom](): string {
-    return `KedgeCall(${this.authority}${this.init.method})`;
-  }
-
-  toJSON(): string {
-    return this[inspect.custom]();
+  get label(): string {
+    return `${this.authority}${this.init.method}`;
   }
 
   // -- the caller's side
@@ -68,7 +67,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
   start(metadata: Metadata, listener: Listener): void {
     const { context, init } = this;
     this.listener = listener;
-    context.core.begin();
+    this.begin();
     if (this.cancelled !== undefined) {
       this.end(this.cancelled);
       return;
@@ -77,7 +76,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
       const { target, plan } = context.route(init.host);
       this.authority = target.authority;
       this.plan = plan!;
-      this.attempts = new Attempts(context.core, plan!, context.poolOf);
+      this.race = new Race(context.core, plan!, context.poolOf);
       this.live = context.createLive(init, target.authority);
       this.outgoing = new Outgoing(this.live);
       this.metadata = this.prepare(metadata, plan!);
@@ -85,7 +84,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
       this.fail(error as Error);
       return;
     }
-    context.core.waiting.add(this);
+    this.pend();
     this.live.start(this.metadata, this);
   }
 
@@ -120,7 +119,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
     return this.live?.getCallNumber() ?? 0;
   }
 
-  getAuthContext(): ReturnType<Call['getAuthContext']> {
+  getAuthContext(): ReturnType<GrpcCall['getAuthContext']> {
     return this.live?.getAuthContext() ?? null;
   }
 
@@ -128,7 +127,7 @@ export class KedgeCall implements Call, Listener, PickingCall {
 
   onReceiveMetadata(metadata: Metadata): void {
     // Of what is no gRPC answer there will be a status by its HTTP code, without the headers.
-    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.attempts!.kedgeName });
+    this.reported = reportedBy(metadata, { target: this.authority, kedge: this.race!.kedgeName });
     if (!this.isOver) this.listener!.onReceiveMetadata(metadata);
   }
 
@@ -140,26 +139,26 @@ export class KedgeCall implements Call, Listener, PickingCall {
     if (this.isOver) return;
     const final = this.explained(received);
     this.finish();
-    if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, status[received.code]);
-    if (received.code === status.UNAUTHENTICATED) this.invalidateTokens();
+    if (debug.grpc.enabled) debug.grpc('%s <- %s', this.label, status[received.code]);
+    // Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon.
+    if (received.code === status.UNAUTHENTICATED && this.tokens !== undefined) {
+      this.plan!.credentials.refused(this.tokens, 'unknown');
+    }
     this.listener!.onReceiveStatus(final);
   }
 
   // -- the policy's side
 
   pick(): Session | 'over' | 'wait' | StatusObject {
-    const { core } = this.context;
     if (this.isOver) return 'over';
-    const picked = this.attempts!.next();
+    const picked = this.race!.next();
+    // Until it has a stream: its credentials may take their time, too.
+    if (this.streams === 0) this.pend();
     if (isKedgeError(picked)) return this.none(picked);
-    if (picked === 'wait') {
-      core.waiting.add(this);
-      return picked;
-    }
-    core.waiting.delete(this);
+    if (picked === 'wait') return picked;
     if (this.credentials === undefined || picked.isSecure) return picked;
     const reason = 'call credentials are not sent to a kedge over plain http';
-    this.fail(new KedgeError('ERR_KEDGE_REQUEST', reason, { kedge: this.attempts!.kedgeName }));
+    this.fail(new KedgeError('ERR_KEDGE_REQUEST', reason, { kedge: this.race!.kedgeName }));
     return 'over';
   }
 
@@ -172,8 +171,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
   ): StreamCall {
     const { context } = this;
     const { method } = this.init;
-    const { at, kedgeName } = this.attempts!;
-    if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', this.authority, method, kedgeName);
+    const { at, kedgeName } = this.race!;
+    if (debug.grpc.enabled) debug.grpc('%s -> kedge %s', this.label, kedgeName);
     const headers = metadata.toHttp2Headers();
     headers[':authority'] = authority;
     headers[':method'] = 'POST';
@@ -183,9 +182,11 @@ export class KedgeCall implements Call, Listener, PickingCall {
     headers['te'] = 'trailers';
     try {
       const stream = session.open(headers);
-      this.attempts!.opened();
+      this.race!.opened();
+      this.placed();
       this.session = session;
-      const onEnd = (end: StreamEnd, final: StreamStatus) => this.ended(end, final, session, at);
+      this.streams += 1;
+      const onEnd = (end: StreamEnd | undefined, final: StreamStatus) => this.ended(end, final, session, at);
       return new StreamCall(stream, session, context.maxMessageBytes, callNumber, listener, onEnd);
     } catch (error) {
       // grpc-js makes another attempt at once, and would for ever if it were for these headers.
@@ -197,11 +198,13 @@ export class KedgeCall implements Call, Listener, PickingCall {
   // -- the credentials' side
 
   /** The route's tokens, of which one was not at hand at the start. */
-  tokensOf(): CallTokens | Promise<CallTokens> {
-    return this.tokens ?? this.waitForTokens();
+  tokensOf(): Promise<Tokens> {
+    // Hedged attempts have one wait.
+    this.fetching ??= this.tokens === undefined ? this.fetchTokens() : Promise.resolve(this.tokens);
+    return this.fetching;
   }
 
-  ownBytes(tokens: CallTokens): number {
+  ownBytes(tokens: Tokens): number {
     return ownBytes(this.authority, this.init.method, tokens);
   }
 
@@ -209,46 +212,28 @@ export class KedgeCall implements Call, Listener, PickingCall {
   readonly fail = (error: Error, code?: status): void => {
     if (this.isOver) return;
     const final = statusOf(error, this.authority, code);
-    if (debug.grpc.enabled) debug.grpc('%s%s <- %s', this.authority, this.init.method, final.details);
+    if (debug.grpc.enabled) debug.grpc('%s <- %s', this.label, final.details);
     this.end(final);
     this.live?.cancelWithStatus(status.CANCELLED, 'the call is over');
   };
 
   /** What is sent, with the tokens that are at hand. */
   private prepare(metadata: Metadata, plan: Plan): Metadata {
-    const tokens = {
-      proxyAuth: plan.proxyAuth?.peek(),
-      backendAuth: plan.backendAuth?.peek(),
-      overrideAuthorization: plan.overrideAuthorization,
-    };
-    checkMetadata(metadata, plan.proxyAuth !== undefined, this.ownBytes(tokens));
+    const { credentials } = plan;
+    const tokens = credentials.peek();
+    checkMetadata(metadata, credentials.bringsProxyAuth, tokens === undefined ? 0 : this.ownBytes(tokens));
     const sent = metadata.clone();
     sent.setOptions(markedOptions(metadata, this));
-    if (plan.overrideAuthorization && plan.backendAuth !== undefined) sent.remove('authorization');
-    const isMissing =
-      (plan.proxyAuth !== undefined && tokens.proxyAuth === undefined) ||
-      (plan.backendAuth !== undefined && tokens.backendAuth === undefined);
-    if (!isMissing) this.tokens = tokens;
-    if (isMissing || this.credentials !== undefined) {
-      this.live!.setCredentials(new RouteCredentials(this.credentials, this));
-    } else setTokens(sent, tokens);
+    if (credentials.replacesOwn) sent.remove('authorization');
+    this.tokens = tokens;
+    if (tokens !== undefined && this.credentials === undefined) setTokens(sent, tokens);
+    else this.live!.setCredentials(new RouteCredentials(this.credentials, this));
     return sent;
   }
 
-  private async waitForTokens(): Promise<CallTokens> {
-    const { core } = this.context;
-    const { proxyAuth, backendAuth, overrideAuthorization } = this.plan!;
-    this.tokenWait = new AbortController();
-    const { signal } = this.tokenWait;
-    core.waiting.add(this);
-    try {
-      const [proxy, backend] = await Promise.all([proxyAuth?.wait(signal), backendAuth?.wait(signal)]);
-      this.tokens = { proxyAuth: proxy, backendAuth: backend, overrideAuthorization };
-      return this.tokens;
-    } finally {
-      this.tokenWait = undefined;
-      core.waiting.delete(this);
-    }
+  private async fetchTokens(): Promise<Tokens> {
+    this.tokens = await this.waitForTokens(this.plan!.credentials);
+    return this.tokens;
   }
 
   /** No kedge can be had: grpc-js fails the call, tries again by the caller's policy, or has it wait. */
@@ -256,58 +241,65 @@ export class KedgeCall implements Call, Listener, PickingCall {
     const isPatient = this.metadata.getOptions().waitForReady === true && error.code !== 'ERR_KEDGE_CLOSED';
     const final = statusOf(error, this.authority);
     if (isPatient) {
-      this.context.core.waiting.add(this);
       this.context.lookAgain();
-    } else if (final.code !== status.UNAVAILABLE) {
-      // Which grpc-js would not pass on as it is, for it did not come from the backend.
+    } else if (final.code !== status.UNAVAILABLE || error.code === 'ERR_KEDGE_CLOSED') {
+      // Which grpc-js would not pass on as it is, for it did not come from the backend; or would try again for nothing.
       this.fail(error);
       return 'over';
     }
-    this.failure = final;
+    this.failed(final.metadata, final.details, final.cause);
     return final;
   }
 
-  /** The stream ended without a status of the backend's. */
-  private ended(end: StreamEnd, final: StreamStatus, session: Session, at: number): void {
-    if (end === 'reset' || this.isOver) return;
-    this.session = undefined;
-    this.context.core.waiting.add(this);
-    this.attempts!.turnedAway(at);
+  /** A stream is over; without a status of the backend's the call may have another one. */
+  private ended(end: StreamEnd | undefined, final: StreamStatus, session: Session, at: number): void {
+    this.streams -= 1;
+    if (end === undefined || this.isOver) return;
     const kedge = this.plan!.hops[at]!.address.name;
-    const context = { target: this.authority, kedge };
-    const cause = session.why?.for(this.authority) ?? new KedgeError('ERR_KEDGE_CONNECTION', final.details, context);
-    this.failure = { metadata: final.metadata, cause };
+    if (end === 'reset') {
+      const cause = this.causeOfReset(final, session, kedge);
+      // Its text stays grpc-js's, for it says the code.
+      if (cause !== undefined) this.failed(final.metadata, final.details, cause);
+      return;
+    }
+    const cause = session.why?.for(this.authority, kedge) ?? this.lost(final.details, kedge);
+    this.failed(final.metadata, cause.message, cause);
+    // There is nobody to try again for, nor to wait for whatever else it waits for.
+    if (cause.code === 'ERR_KEDGE_CLOSED') this.fail(cause);
+    if (this.isOver) return;
+    this.race!.turnedAway(at);
+    if (this.streams > 0) return;
+    this.session = undefined;
+    this.pend();
+  }
+
+  /** A kedge passes on that the backend cancelled, which is not for us to explain. */
+  private causeOfReset(final: StreamStatus, session: Session, kedge: string): KedgeError | undefined {
+    if (session.hasErred) return session.why?.for(this.authority, kedge);
+    return final.rstCode === constants.NGHTTP2_CANCEL ? undefined : this.lost(final.details, kedge);
+  }
+
+  private lost(reason: string, kedge: string): KedgeError {
+    return new KedgeError('ERR_KEDGE_CONNECTION', reason, { target: this.authority, kedge });
+  }
+
+  private failed(metadata: Metadata, details: string, cause: KedgeError): void {
+    this.failures ??= new WeakMap();
+    this.failures.set(metadata, { details, cause });
   }
 
   /** What grpc-js says, with what we know. */
   private explained(received: StatusObject): StatusObject {
-    const { failure, attempts } = this;
     if (received.code === status.OK) return received;
-    const { kedgeName } = attempts!;
+    const { kedgeName } = this.race!;
     const reported = this.reported ?? reportedBy(received.metadata, { target: this.authority, kedge: kedgeName });
     if (reported !== undefined) return { ...received, cause: reported } as KedgeStatus;
-    if (failure !== undefined && failure.metadata === received.metadata) {
-      const { cause } = failure;
-      return { ...received, details: cause.message, cause } as KedgeStatus;
-    }
+    const failure = this.failures?.get(received.metadata);
+    if (failure !== undefined) return { ...received, ...failure };
     const isSent = this.session !== undefined || kedgeName === undefined;
     if (received.code !== status.DEADLINE_EXCEEDED || isSent) return received;
-    const where =
-      this.tokenWait === undefined ? `waiting for a connection to kedge ${kedgeName}` : 'waiting for a token';
+    const where = this.isWaitingForTokens ? 'waiting for a token' : `waiting for a connection to kedge ${kedgeName}`;
     return { ...received, details: `Deadline exceeded while ${where}` };
-  }
-
-  /** Whoever refused them, the sources may have fresh ones for the next call; this one may have been acted upon. */
-  private invalidateTokens(): void {
-    for (const name of ['proxyAuth', 'backendAuth'] as const) {
-      const auth = this.plan![name];
-      try {
-        auth?.invalidate(this.tokens?.[name]);
-      } catch (error) {
-        // The source's own trouble: the call has its status, whatever that says.
-        debug.auth('%s: invalidate() failed: %s', auth?.source.name, (error as Error)?.name);
-      }
-    }
   }
 
   private end(final: StatusObject): void {
@@ -317,10 +309,8 @@ export class KedgeCall implements Call, Listener, PickingCall {
   }
 
   private finish(): void {
-    this.isOver = true;
-    this.tokenWait?.abort(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
-    this.attempts?.release();
-    this.context.core.waiting.delete(this);
-    this.context.core.end();
+    this.race?.release();
+    this.outgoing?.drop();
+    this.over(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
   }
 }

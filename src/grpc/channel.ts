@@ -7,26 +7,18 @@ import {
   credentials,
   type experimental,
 } from '@grpc/grpc-js';
-import type { Core } from '../core.ts';
+import type { Core } from '../engine/core.ts';
+import type { Plan, Resolved } from '../engine/plan.ts';
 import type { Hop } from '../kedge/kedge.ts';
-import type { Plan, Resolved } from '../mapper/router.ts';
-import { type SessionSettings, sessionSettings } from '../rpc/session.ts';
+import type { SessionSettings } from '../rpc/session.ts';
 import { type PoolState, peekSessionPool, type SessionPool, sessionPool } from '../rpc/session-pool.ts';
 import { KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
-import { MAX_INT32 } from '../support/timer.ts';
 import { KedgeCall } from './call.ts';
 import type { CallContext, CallInit } from './call-context.ts';
+import { ownOptions } from './channel-options.ts';
 import { Connectivity } from './connectivity.ts';
 import { type PolicyRoute, policyOptions, policyTarget } from './policy.ts';
-
-/** Options that would change what is dialled or which name is verified; the route decides both. */
-const REFUSED = [
-  'grpc.default_authority',
-  'grpc.ssl_target_name_override',
-  'grpc.http_connect_target',
-  'grpc.http_connect_creds',
-] as const;
 
 const STATES: Readonly<Record<PoolState, connectivityState>> = {
   ready: connectivityState.READY,
@@ -40,7 +32,6 @@ const BEST_FIRST = Object.keys(STATES) as PoolState[];
 const REST_MS = 300;
 /** How long TRANSIENT_FAILURE lasts where no kedge could be made, such as without certificate files, in ms. */
 const COOL_MS = 250;
-const DEFAULT_MAX_MESSAGE_BYTES = 4 * 1024 * 1024;
 /** The longest that grpc-js can write as `grpc-timeout`, in ms: 8 digits of hours. */
 const MAX_TIMEOUT_MS = 1e8 * 3_600_000;
 
@@ -80,18 +71,12 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     this.plan = resolved.plan!;
     this.channelCredentials = channelCredentials;
     const { authority } = resolved.target;
-    const refused = REFUSED.find((name) => Object.hasOwn(options, name));
-    if (refused !== undefined) {
-      const reason = `channel option \`${refused}\`: the route decides what is dialled and verified`;
-      throw new KedgeError('ERR_KEDGE_OPTIONS', reason, { target: authority });
-    }
     hide(this, `KedgeChannel(${authority})`);
-    this.settings = settingsOf(options, core.options.grpc, authority);
+    const { settings, userAgent, maxMessageBytes } = ownOptions(options, core.options.grpc, authority);
+    this.settings = settings;
+    this.userAgent = userAgent;
+    this.maxMessageBytes = maxMessageBytes;
     this.connectivity = new Connectivity(() => this.getConnectivityState(false));
-    this.userAgent = [options['grpc.primary_user_agent'], GRPC_JS, options['grpc.secondary_user_agent']]
-      .filter(Boolean)
-      .join(' ');
-    this.maxMessageBytes = options['grpc.max_receive_message_length'] ?? DEFAULT_MAX_MESSAGE_BYTES;
     this.inner = this.open(options);
   }
 
@@ -112,9 +97,7 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
     this.closed = true;
     clearTimeout(this.rest);
     clearTimeout(this.cooling);
-    for (const call of this.core.waiting) {
-      if (call instanceof KedgeCall && call.context === this) call.fail(clientClosed());
-    }
+    this.core.endPending(clientClosed(), (call) => call instanceof KedgeCall && call.context === this);
     this.inner.close();
     for (const pool of [...this.pools]) this.leave(pool);
     this.connectivity.check();
@@ -220,9 +203,9 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
 
   /** Dials for who asks for a connection without a call. */
   private connect(): void {
-    const { kedges } = this.core;
+    const { core, plan } = this;
     try {
-      this.poolOf(this.plan.hops[kedges.likely(this.plan.hops)]!).choose();
+      this.poolOf(plan.hops[core.likely(plan)]!).choose();
     } catch {
       // It has no certificate, say.
       clearTimeout(this.cooling);
@@ -259,27 +242,6 @@ export class KedgeChannel implements ChannelInterface, CallContext, PolicyRoute 
   }
 }
 
-const GRPC_JS = 'grpc-node-js';
-
 function clientClosed(): KedgeError {
   return new KedgeError('ERR_KEDGE_CLOSED', 'the client is closed');
 }
-
-function settingsOf(options: ChannelOptions, defaults: Core['options']['grpc'], target: string): SessionSettings {
-  const keepaliveTimeMs = options['grpc.keepalive_time_ms'] ?? defaults.keepaliveTimeMs;
-  const windowBytes = options['grpc-node.flow_control_window'] ?? defaults.windowBytes;
-  // Node would throw it at nobody, and so at the process, once there is a connection.
-  if (!Number.isInteger(windowBytes) || windowBytes < 1 || windowBytes > MAX_INT32) {
-    const reason = `channel option \`grpc-node.flow_control_window\` is a whole number of bytes from 1 to ${MAX_INT32}`;
-    throw new KedgeError('ERR_KEDGE_OPTIONS', reason, { target });
-  }
-  return sessionSettings({
-    windowBytes: Math.max(windowBytes, MIN_WINDOW_BYTES),
-    keepaliveTimeMs: keepaliveTimeMs > 0 ? keepaliveTimeMs : Number.POSITIVE_INFINITY,
-    keepaliveTimeoutMs: options['grpc.keepalive_timeout_ms'] ?? defaults.keepaliveTimeoutMs,
-    keepaliveWithoutCalls: options['grpc.keepalive_permit_without_calls'] === 1,
-  });
-}
-
-/** Every connection has this much at least (RFC 9113 §6.9.2). */
-const MIN_WINDOW_BYTES = 65_535;

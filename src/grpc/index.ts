@@ -1,6 +1,8 @@
+import '../support/refuse-old-node.ts';
+
 import { Channel, type ChannelCredentials, type ChannelInterface, type ClientOptions } from '@grpc/grpc-js';
-import { coreOf } from '../core.ts';
 import type { Dialer } from '../dialer.ts';
+import { coreOf } from '../engine/core.ts';
 import { KedgeError } from '../support/errors.ts';
 import { check, is, isFunction, type Reader } from '../support/shape.ts';
 import { KedgeChannel } from './channel.ts';
@@ -50,6 +52,21 @@ export interface GrpcDialer {
  * Dials gRPC through the kedges of `dialer`, sharing its routes, identity, tokens and life: there is nothing to close.
  * All services behind a kedge whose clients use equal channel options share connections, because `:authority` is set for
  * each call (RFC 9113 §8.3.1) and TLS is verified against the kedge.
+ *
+ * Mapped channels take grpc-js's options; of a service config what it says of methods counts (timeouts, retries, hedging).
+ * Which kedge a call goes to, and when it is dialled again, is for routes and `failover`: `loadBalancingConfig` and the
+ * options of grpc-js's own connections, such as `grpc.initial_reconnect_backoff_ms`, count for unmapped targets only.
+ *
+ * @example
+ * ```ts
+ * import { createDialer, single } from 'kedge-dialer';
+ * import { grpcDialer } from 'kedge-dialer/grpc';
+ * import { GreeterClient } from './gen/greeter.js'; // any generated or loaded grpc-js client
+ *
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com') });
+ * const client = new (grpcDialer(dialer).wrap(GreeterClient))('greeter.us1.example:9090');
+ * client.sayHello({ name: 'Ada' }, (error, reply) => console.log(error ?? reply));
+ * ```
  *
  * @throws `KedgeError` `ERR_KEDGE_OPTIONS` when `dialer` did not come from `createDialer()`
  */

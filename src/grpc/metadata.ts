@@ -1,5 +1,6 @@
 import type { Metadata } from '@grpc/grpc-js';
-import { type CallTokens, checkCallHeaders } from '../kedge/call-headers.ts';
+import { keepsOwn, type Tokens } from '../engine/credentials.ts';
+import { checkCallHeaders } from '../rpc/call-headers.ts';
 
 /** {@link checkCallHeaders} for metadata. */
 export function checkMetadata(metadata: Metadata, bringsProxyAuth: boolean, ownBytes: number): void {
@@ -10,10 +11,10 @@ export function checkMetadata(metadata: Metadata, bringsProxyAuth: boolean, ownB
  * Adds the tokens: a caller's own authorization stays unless the route overrides it. `set`, never `add`: a second value
  * ends the connection.
  */
-export function setTokens(metadata: Metadata, tokens: CallTokens): void {
+export function setTokens(metadata: Metadata, tokens: Tokens): void {
   if (tokens.proxyAuth !== undefined) metadata.set('proxy-authorization', tokens.proxyAuth);
   if (tokens.backendAuth === undefined) return;
-  if (tokens.overrideAuthorization || metadata.get('authorization').length === 0) {
+  if (!keepsOwn(tokens) || metadata.get('authorization').length === 0) {
     metadata.set('authorization', tokens.backendAuth);
   }
 }

@@ -11,7 +11,7 @@ type MessageContext = Parameters<Call['sendMessageWithContext']>[0];
 export class Outgoing {
   private readonly live: Call;
   private waiting: [MessageContext, Buffer][] | undefined;
-  private isSending = false;
+  private sending: MessageContext | undefined;
   private isEnding = false;
 
   constructor(live: Call) {
@@ -19,14 +19,15 @@ export class Outgoing {
   }
 
   send(context: MessageContext, message: Buffer): void {
-    if (this.isSending) {
+    if (this.sending !== undefined) {
       this.waiting ??= [];
       this.waiting.push([context, message]);
       return;
     }
-    this.isSending = true;
+    this.sending = context;
     const callback: MessageContext['callback'] = (error) => {
-      this.isSending = false;
+      if (this.sending !== context) return;
+      this.sending = undefined;
       context.callback?.(error);
       this.next();
     };
@@ -38,8 +39,16 @@ export class Outgoing {
     else this.isEnding = true;
   }
 
+  /** The call is over: writers hear so from its status, and must not wait for more. grpc-js forgets those without a stream. */
+  drop(): void {
+    const unsent = [this.sending, ...(this.waiting ?? []).map(([context]) => context)];
+    this.sending = undefined;
+    this.waiting = undefined;
+    for (const context of unsent) if (context?.callback !== undefined) process.nextTick(context.callback);
+  }
+
   private next(): void {
-    if (this.isSending) return;
+    if (this.sending !== undefined) return;
     const next = this.waiting?.shift();
     if (next === undefined) return;
     this.send(...next);

@@ -16,8 +16,8 @@ export type StreamStatus = StatusObject & { rstCode?: number };
 /** How a stream ended that the backend gave no status for. */
 export type StreamEnd = 'unprocessed' | 'lost' | 'reset';
 
-/** Hears how the stream of a call ended, where not by a status of the backend. */
-export type OnStreamEnd = (end: StreamEnd, status: StreamStatus, session: Session) => void;
+/** Hears once that the stream of a call is over, and how, where not by a status of the backend or of grpc-js. */
+export type OnStreamEnd = (end: StreamEnd | undefined, status: StreamStatus) => void;
 
 const { NGHTTP2_CANCEL, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_INADEQUATE_SECURITY } = constants;
 const { NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_REFUSED_STREAM } = constants;
@@ -26,6 +26,8 @@ const { NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_REFUSED_STREAM } = con
 const HTTP_STATUSES: Readonly<Record<number, status>> = {
   400: status.INTERNAL,
   401: status.UNAUTHENTICATED,
+  // Not in the table: to a client of a proxy it means what 401 means to others (RFC 9110 §15.5.8).
+  407: status.UNAUTHENTICATED,
   403: status.PERMISSION_DENIED,
   404: status.UNIMPLEMENTED,
   429: status.UNAVAILABLE,
@@ -54,6 +56,7 @@ export class StreamCall {
   private serverEnded = false;
   private error: (Error & { code?: string }) | undefined;
   private final: StreamStatus | undefined;
+  private how: StreamEnd | undefined;
   private isOver = false;
 
   constructor(
@@ -255,9 +258,8 @@ export class StreamCall {
 
   private broken(end: StreamEnd, code: status, details: string, rstCode: number): void {
     if (this.final !== undefined && this.final.code !== status.OK) return;
-    const final = { code, details, metadata: new Metadata(), rstCode };
-    this.onEnd(end, final, this.session);
-    this.end(final);
+    this.how = end;
+    this.end({ code, details, metadata: new Metadata(), rstCode });
   }
 
   /** The first status counts, but a failure to read what an OK promised counts more. */
@@ -279,6 +281,7 @@ export class StreamCall {
     if (this.final.code === status.OK && !isRead) return;
     this.isOver = true;
     const { final } = this;
+    this.onEnd(this.how, final);
     // What is thrown above must not disturb what is cleaned up here.
     process.nextTick(() => this.listener.onReceiveStatus(final));
     this.stream.resume();

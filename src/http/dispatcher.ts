@@ -1,10 +1,10 @@
-import type { Core } from '../core.ts';
+import type { Core } from '../engine/core.ts';
 import type { KedgeStats } from '../kedge/kedge.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { hide } from '../support/redact.ts';
+import { HttpCall } from './call.ts';
 import { callError } from './errors.ts';
-import { Exchange } from './exchange.ts';
 import type { Fallback } from './fallback.ts';
 import { isLegacy, LegacyAdapter } from './legacy.ts';
 import { HttpPools } from './pool.ts';
@@ -46,7 +46,7 @@ export class HttpDispatcher extends Dispatcher {
       const { target, plan } = this.core.resolve('http', origin);
       if (plan === undefined) return this.fallback.dispatch(this, options, handler);
       const modern = isLegacy(handler) ? new LegacyAdapter(handler) : handler;
-      return new Exchange(this.core, this.pools, target, plan, options, modern).dispatch();
+      return new HttpCall(this.core, this.pools, target, plan, options, modern).dispatch();
     } catch (error) {
       return refuse(handler, error);
     }
@@ -66,7 +66,7 @@ export class HttpDispatcher extends Dispatcher {
   async warm(input: string | URL): Promise<void> {
     const { target, plan } = this.core.resolve('http', input);
     if (plan === undefined) return;
-    const kedge = this.core.kedges.get(plan.hops[this.core.kedges.choose(plan.hops)]!);
+    const kedge = this.core.kedges.get(plan.hops[this.core.first(plan)]!);
     try {
       await this.pools.of(kedge.generation).warm();
     } catch (error) {

@@ -3,7 +3,7 @@ import type { Socket } from 'node:net';
 import { LAST_STREAM_ID, watchStreams } from '../kedge/streams.ts';
 import { closeAsCancelled } from './cancel.ts';
 import { continueUnasked } from './expect.ts';
-import { leftOut } from './failover.ts';
+import { leftOut } from './outcome.ts';
 import { Uploads } from './uploads.ts';
 import { watchSession } from './watchdog.ts';
 import { endOnlyWhole } from './whole.ts';
@@ -11,11 +11,15 @@ import { endOnlyWhole } from './whole.ts';
 /** Streams that a GOAWAY left out: undici ends them with the code of those that were refused. */
 const unprocessed = new WeakSet<ClientHttp2Stream>();
 
-/** Does on an HTTP/2 connection what undici and Node leave undone; `opened` is told of each stream as it is opened. */
+/**
+ * Does on an HTTP/2 connection what undici and Node leave undone; `greeted` is told that the kedge speaks HTTP/2, `opened` of
+ * each stream as it is opened.
+ */
 export function tend(
   socket: Socket,
   pingIntervalMs: number,
   frozen: () => Error,
+  greeted: () => void,
   opened: (stream: ClientHttp2Stream) => void,
 ): void {
   const streams = new Set<ClientHttp2Stream>();
@@ -25,6 +29,8 @@ export function tend(
       uploads = new Uploads(session);
       watchSession({ session, socket, uploads }, pingIntervalMs, frozen);
       watchGoaway(session, streams);
+      if (socket.bytesRead > 0) greeted();
+      else session.once('remoteSettings', greeted);
     }
     opened(stream);
     streams.add(stream);

@@ -1,3 +1,4 @@
+import { keepsOwn, type Tokens } from '../engine/credentials.ts';
 import { KedgeError } from '../support/errors.ts';
 import { parseTarget, type Target } from '../target.ts';
 
@@ -12,11 +13,7 @@ export type HeadersInput =
 /** What the route adds to a request. */
 export interface InjectedHeaders {
   readonly target: Target;
-  /** `Bearer <token>` for the kedge. */
-  readonly proxyAuth: string | undefined;
-  /** `Bearer <token>` for the backend. */
-  readonly backendAuth: string | undefined;
-  readonly overrideAuthorization: boolean;
+  readonly tokens: Tokens;
   /** A value for `X-Kedge-Request-ID` where the caller set none. */
   readonly requestId: string | undefined;
 }
@@ -50,7 +47,8 @@ export function flatHeaders(input: HeadersInput, injected: InjectedHeaders): Fla
   } else if (input !== undefined && input !== null) {
     throw refuse(injected, 'headers are an object or an array');
   }
-  const { proxyAuth, backendAuth, requestId } = injected;
+  const { requestId } = injected;
+  const { proxyAuth, backendAuth } = injected.tokens;
   if (proxyAuth !== undefined) list.push('proxy-authorization', proxyAuth);
   if (backendAuth !== undefined && (seen & AUTHORIZATION) === 0) list.push('authorization', backendAuth);
   if (requestId !== undefined && (seen & REQUEST_ID) === 0) list.push('x-kedge-request-id', requestId);
@@ -131,14 +129,14 @@ function addSpecial(
       addContentLength(list, injected, value);
       return 0;
     case 'authorization':
-      if (injected.backendAuth !== undefined && injected.overrideAuthorization) return 0;
+      if (!keepsOwn(injected.tokens)) return 0;
       if ((seen & AUTHORIZATION) !== 0 || (Array.isArray(value) && value.length !== 1)) {
         throw refuse(injected, 'more than one authorization header');
       }
       list.push(name, value as string);
       return AUTHORIZATION;
     case 'proxy-authorization':
-      if (injected.proxyAuth !== undefined)
+      if (injected.tokens.proxyAuth !== undefined)
         throw refuse(injected, 'the route brings its own proxy-authorization header');
       break;
     case 'connection':

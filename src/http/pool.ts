@@ -9,8 +9,9 @@ import { type Connector, type DialCallback, dialError } from '../kedge/connector
 import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
 import { KedgeError } from '../support/errors.ts';
-import { RetryBudget, watchLoss } from './failover.ts';
+
 import { tend } from './h2.ts';
+import { watchLoss } from './outcome.ts';
 import { CONNECT_ONLY, inPieces, type PoolRequest } from './request.ts';
 import { Client, type Dispatcher, Pool } from './undici.ts';
 
@@ -28,6 +29,7 @@ const FAILURE_MEMORY_MS = 100;
 interface Held {
   readonly request: PoolRequest;
   readonly handler: Handler & { readonly over?: boolean };
+  readonly h1Only: boolean;
   /** Runs what belongs to the call where its caller is: who traces calls would take it for another one's otherwise. */
   readonly run: (call: () => void) => void;
 }
@@ -45,6 +47,8 @@ export class HttpPool implements WirePool {
   /** HTTP/1.1 only: for upgrades and CONNECT, and for all when the kedge has no HTTP/2. */
   private h1: Pool | undefined;
   private held: Held[] = [];
+  /** Whether undici is ending the requests of a client whose dial failed. */
+  private isFailing = false;
   private probe: Promise<void> | undefined;
   /** The connection that the first request dialled, until the pool asks for it. */
   private spare: Socket | TLSSocket | undefined;
@@ -77,15 +81,12 @@ export class HttpPool implements WirePool {
   }
 
   dispatch(request: PoolRequest, handler: Handler, h1Only: boolean): boolean {
-    if (h1Only) return this.h1Pool().dispatch(inPieces(request), handler);
-    if (this.negotiated !== undefined) return this.send(this.negotiated, request, handler);
-    this.held.push({ request, handler, run: AsyncLocalStorage.snapshot() });
-    this.probe ??= this.negotiate();
+    const pool = h1Only ? this.h1Pool() : this.negotiated;
+    if (pool !== undefined && !this.isFailing)
+      return pool.dispatch(pool === this.h1 ? inPieces(request) : request, handler);
+    this.held.push({ request, handler, h1Only, run: AsyncLocalStorage.snapshot() });
+    if (pool === undefined) this.probe ??= this.negotiate();
     return true;
-  }
-
-  private send(pool: Pool, request: PoolRequest, handler: Handler): boolean {
-    return pool.dispatch(pool === this.h1 ? inPieces(request) : request, handler);
   }
 
   /**
@@ -157,13 +158,31 @@ export class HttpPool implements WirePool {
           this.spare = socket!;
           const pool = isH2(socket!) ? this.open(h2Connections, protocol) : this.h1Pool();
           this.negotiated = pool;
-          this.release(({ request, handler }) => {
-            if (!handler.over) this.send(pool, request, handler);
-          });
+          this.releaseHeld();
         }
         resolve();
       });
     });
+  }
+
+  private releaseHeld(): void {
+    this.release(({ request, handler, h1Only }) => {
+      if (!handler.over) this.dispatch(request, handler, h1Only);
+    });
+  }
+
+  /**
+   * undici asserts that a client has no request when it has ended those of a failed dial (nodejs/undici lib/dispatcher/client.js,
+   * `onError()`), but who hears of the end of one may make another at once, and the assertion would end the process.
+   */
+  private fail(callback: DialCallback, error: KedgeError): void {
+    this.isFailing = true;
+    try {
+      callback(error, null);
+    } finally {
+      this.isFailing = false;
+      this.releaseHeld();
+    }
   }
 
   /** The error of a kedge without HTTP/2 where the options ask for nothing else. */
@@ -239,28 +258,44 @@ export class HttpPool implements WirePool {
     }
     const failure = this.failures.get(protocol);
     if (failure !== undefined && performance.now() < failure.until) {
-      setImmediate(callback, failure.error, null);
+      setImmediate(() => this.fail(callback, failure.error));
       return;
     }
     this.connector.connect(ALPN[protocol], (error, socket) => {
-      if (error === null) this.failures.delete(protocol);
-      else this.failures.set(protocol, { error, until: performance.now() + FAILURE_MEMORY_MS });
-      callback(error, socket === null ? null : this.adopt(socket));
+      if (error === null) {
+        this.failures.delete(protocol);
+        callback(null, this.adopt(socket!));
+        return;
+      }
+      this.failures.set(protocol, { error, until: performance.now() + FAILURE_MEMORY_MS });
+      this.fail(callback, error);
     });
   }
 
   private adopt(socket: Socket | TLSSocket): Socket | TLSSocket {
     const { pingIntervalMs } = this.options;
+    const { connector } = this;
     watchLoss(socket, isH2(socket));
-    if (!isH2(socket)) return socket;
+    if (!isH2(socket)) {
+      connector.proved(socket);
+      return socket;
+    }
+    // Its SETTINGS come unasked (RFC 9113 §3.4).
+    socket.once('close', () => socket.bytesRead === 0 && connector.disproved(socket));
     const frozen = () => {
       const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
-      return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: this.connector.name });
+      return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: connector.name });
     };
-    tend(socket, pingIntervalMs, frozen, (stream) => {
-      if (this.opening !== undefined) this.opening.stream = stream;
-      this.opening = undefined;
-    });
+    tend(
+      socket,
+      pingIntervalMs,
+      frozen,
+      () => connector.proved(socket),
+      (stream) => {
+        if (this.opening !== undefined) this.opening.stream = stream;
+        this.opening = undefined;
+      },
+    );
     return socket;
   }
 }
@@ -273,14 +308,12 @@ function isH2(socket: Socket | TLSSocket): boolean {
 export class HttpPools {
   private readonly options: ResolvedOptions['http'];
   private readonly events: EventEmitter;
-  readonly budget: RetryBudget;
   private readonly requestIdPrefix = `kd-${randomBytes(8).toString('hex')}-`;
   private requests = 0;
 
-  constructor({ http, failover }: ResolvedOptions, events: EventEmitter) {
+  constructor({ http }: ResolvedOptions, events: EventEmitter) {
     this.options = http;
     this.events = events;
-    this.budget = new RetryBudget(failover.retryBudget);
   }
 
   of(generation: Generation): HttpPool {

@@ -1,6 +1,6 @@
 import { KedgeError } from '../support/errors.ts';
 import type { Target } from '../target.ts';
-import { pieces } from './body.ts';
+import { pieces, type ReplayBody } from './body.ts';
 import type { FlatHeaders } from './headers.ts';
 import type { Dispatcher } from './undici.ts';
 
@@ -34,11 +34,17 @@ export function needsH1(options: DispatchOptions): boolean {
   return options.allowH2 === false || Boolean(options.upgrade) || options.method === 'CONNECT';
 }
 
-export function poolRequest(options: DispatchOptions, headers: FlatHeaders): PoolRequest {
+/** `replay` goes out in the place of the caller's body. */
+export function poolRequest(
+  options: DispatchOptions,
+  headers: FlatHeaders,
+  replay: ReplayBody | undefined,
+): PoolRequest {
   return {
     path: options.path,
     method: options.method,
-    body: options.body,
+    // undici takes any iterable; its types do not say so.
+    body: (replay as never) ?? options.body,
     // undici takes lists as values in a flat array; its types do not say so.
     headers: headers as string[],
     query: options.query,

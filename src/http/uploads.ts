@@ -89,6 +89,8 @@ class Upload {
   /** Bytes that Node has. */
   private handed = 0;
   private readonly waiting: { rest: Uint8Array; written: Written | undefined }[] = [];
+  /** A piece is with Node: the next one follows it, whatever is written or drained meanwhile. */
+  private isHanding = false;
   private isEnding = false;
   private isOver = false;
 
@@ -114,7 +116,7 @@ class Upload {
       return this.inherited.write.call(this.stream, bytes, encoding, written);
     if (this.waiting.length === 0 && bytes.length <= this.uploads.share) return this.hand(bytes, written);
     this.waiting.push({ rest: bytes, written });
-    if (this.waiting.length === 1) this.next();
+    this.next();
     return false;
   }
 
@@ -145,11 +147,13 @@ class Upload {
   /** Hands over the next piece; with the last one goes the end, so that Node puts both into one frame. */
   private next(): void {
     const [first] = this.waiting;
-    if (first === undefined) return;
+    if (first === undefined || this.isHanding) return;
+    this.isHanding = true;
     const most = Math.min(this.uploads.share, Math.max(1, this.stream.writableHighWaterMark - 1));
     const isWhole = first.rest.length <= most;
     this.uploads.uploaded += Math.min(first.rest.length, most);
     this.hand(isWhole ? first.rest : first.rest.subarray(0, most), (error) => {
+      this.isHanding = false;
       if (isWhole) first.written?.(error);
       if (this.isOver || this.stream.closed || error) return;
       if (this.waiting.length > 0) this.next();

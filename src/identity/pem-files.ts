@@ -43,6 +43,13 @@ const TRUST_FILES = object({ ...FILES, ca: path, cert: optional(path), key: opti
  * and certificate are used only when they fit together. Nothing is read before the first use. Or CAs alone, where kedges
  * are called without a certificate.
  *
+ * @example
+ * ```ts
+ * import { pemFiles } from 'kedge-dialer';
+ *
+ * const identity = pemFiles({ cert: '/tls/tls.crt', key: '/tls/tls.key', ca: '/tls/ca.crt' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY`
  */
 export function pemFiles(init: PemFilesInit): Identity;

@@ -14,6 +14,14 @@ const [CERTIFICATE, TRUST] = [object(PEM, TAKES), object({ ...PEM, cert: optiona
 /**
  * A client certificate that stays the same, given as PEM text; or CAs alone, where kedges are called without one.
  *
+ * @example
+ * ```ts
+ * import { readFileSync } from 'node:fs';
+ * import { pem } from 'kedge-dialer';
+ *
+ * const identity = pem({ cert: readFileSync('tls.crt'), key: readFileSync('tls.key'), ca: readFileSync('ca.crt') });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` when a part is missing, cannot be parsed, or key and certificate do not match
  */
 export function pem(init: PemInit): Identity;

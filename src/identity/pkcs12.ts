@@ -14,6 +14,14 @@ const PKCS12_FILE = object({ ...FILES, pfx: path } satisfies Table<Pkcs12FileIni
 /**
  * A client certificate that stays the same, in a PKCS#12 container.
  *
+ * @example
+ * ```ts
+ * import { readFileSync } from 'node:fs';
+ * import { pkcs12 } from 'kedge-dialer';
+ *
+ * const identity = pkcs12({ pfx: readFileSync('client.p12'), passphrase: process.env['PASSPHRASE'] ?? '' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` when it cannot be opened
  */
 export function pkcs12(init: Pkcs12Init): Identity {
@@ -30,6 +38,13 @@ export interface Pkcs12FileInit extends IdentityFilesOptions {
 
 /**
  * A client certificate in a PKCS#12 file that may change at any time, as {@link pemFiles} has it.
+ *
+ * @example
+ * ```ts
+ * import { pkcs12File } from 'kedge-dialer';
+ *
+ * const identity = pkcs12File({ pfx: '/tls/client.p12', passphrase: process.env['PASSPHRASE'] ?? '', ca: '/tls/ca.crt' });
+ * ```
  *
  * @throws {@link KedgeError} `ERR_KEDGE_IDENTITY`
  */

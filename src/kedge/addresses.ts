@@ -28,6 +28,8 @@ export class Addresses {
   private readonly hostname: string;
   private readonly ttlMs: number | undefined;
   private readonly onAnswer: () => void;
+  /** Those that took a connection and then failed it, the first to do so first: they are dialled last. */
+  private readonly failing = new Set<string>();
   /** The last {@link ANSWERS}, the newest first. */
   private answers: LookupAddress[][] = [];
   private expires = 0;
@@ -64,6 +66,16 @@ export class Addresses {
     return this.answers.some((answer) => answer.some((each) => each.address === address));
   }
 
+  /** TCP to an address tells nothing of what is behind it: what fails later does not come first in the next dial. */
+  failed(address: string): void {
+    this.failing.delete(address);
+    this.failing.add(address);
+  }
+
+  worked(address: string): void {
+    this.failing.delete(address);
+  }
+
   close(): void {
     this.closed = true;
     this.stopTimer();
@@ -75,13 +87,19 @@ export class Addresses {
       (addresses) => {
         const family = typeof options.family === 'number' && options.family !== 0 ? options.family : undefined;
         const fitting = addresses.filter((each) => family === undefined || each.family === family);
-        const chosen = fitting.length > 0 ? fitting : addresses;
+        const chosen = this.healthyFirst(fitting.length > 0 ? fitting : addresses);
         if (options.all) callback(null, chosen);
         else callback(null, chosen[0]!.address, chosen[0]!.family);
       },
       (error: NodeJS.ErrnoException) => callback(error, [], 0),
     );
   };
+
+  private healthyFirst(addresses: LookupAddress[]): LookupAddress[] {
+    if (this.failing.size === 0) return addresses;
+    const order = [...this.failing];
+    return addresses.toSorted((a, b) => order.indexOf(a.address) - order.indexOf(b.address));
+  }
 
   private current(): Promise<LookupAddress[]> {
     const now = performance.now();
@@ -124,6 +142,7 @@ export class Addresses {
 
   private learn(number: number, addresses: LookupAddress[]): void {
     this.answered = number;
+    if (!isSame(addresses, this.answers[0])) this.failing.clear();
     this.answers = [addresses, ...this.answers.slice(0, ANSWERS - 1)];
     this.keep(this.ttlMs ?? DEFAULT_TTL_MS);
     this.settle('resolve', addresses);
@@ -174,4 +193,8 @@ export class Addresses {
     if (!agree || this.answers[0] !== addresses) return;
     this.keep(Math.max(Math.min(...records.map(({ ttl }) => ttl)) * 1000, MIN_TTL_MS));
   }
+}
+
+function isSame(addresses: LookupAddress[], last: LookupAddress[] = []): boolean {
+  return addresses.length === last.length && addresses.every((each) => last.some((it) => it.address === each.address));
 }

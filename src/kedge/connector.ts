@@ -23,8 +23,11 @@ export interface DialTimeouts {
 
 /** Hears how dials end. */
 export interface DialObserver {
+  /** TCP is there, and TLS. */
   dialled(socket: net.Socket | tls.TLSSocket): void;
-  failed(error: KedgeError): void;
+  /** The kedge speaks the protocol that it was dialled for. */
+  succeeded(): void;
+  failed(): void;
 }
 
 /** Called once, never in the tick of the dial. */
@@ -41,6 +44,8 @@ export class Connector {
   dialling = 0;
   /** Those of {@link sockets} that are theirs. */
   private readonly unready = new Set<net.Socket>();
+  /** Where those go that were handed out: a socket that has ended does not know. */
+  private readonly peers = new WeakMap<net.Socket, string>();
   private readonly address: KedgeAddress;
   private readonly identity: AnySnapshot | undefined;
   private readonly addresses: Addresses;
@@ -71,6 +76,10 @@ export class Connector {
   /** Where TCP goes: to the kedge, or to the proxy on the way. */
   private get endpoint(): { readonly hostname: string; readonly port: number } {
     return this.timeouts.proxy ?? this.address;
+  }
+
+  get showsCertificate(): boolean {
+    return this.address.secure && this.identity?.notAfter !== undefined;
   }
 
   get isSecure(): boolean {
@@ -155,6 +164,7 @@ export class Connector {
       if (this.address.secure) this.secure(tcp, alpn, callback);
       else {
         this.observer.dialled(tcp);
+        this.note(tcp, tcp.remoteAddress);
         callback(null, tcp);
       }
     };
@@ -180,9 +190,11 @@ export class Connector {
       setImmediate(callback, refused, null);
       return;
     }
+    const { remoteAddress } = tcp;
     const socket = tls.connect({ ...this.tlsOptions, socket: tcp, session: this.session, ALPNProtocols: [...alpn] });
     this.sockets.delete(tcp);
     this.track(socket);
+    this.note(socket, remoteAddress);
     socket.on('session', (session) => {
       this.session = session;
     });
@@ -207,11 +219,38 @@ export class Connector {
         reason === 'timeout'
           ? this.fail('ERR_KEDGE_TLS_TIMEOUT', `no TLS handshake within ${this.timeouts.handshakeTimeoutMs} ms`)
           : this.tlsError(error);
+      if (!NO_PROTOCOL.test(codeOf(error))) this.avoid(socket);
       // A half-done handshake keeps the TCP connection of its own.
       tcp.destroy();
       callback(failed, null);
     });
     socket.once('secureConnect', done.ready);
+  }
+
+  /** The kedge speaks on a connection of {@link connect}: only with this the dial has succeeded. */
+  proved(socket: net.Socket): void {
+    const address = this.peers.get(socket);
+    if (address !== undefined) this.addresses.worked(address);
+    this.observer.succeeded();
+  }
+
+  /** One ended before the kedge had said a word on it. */
+  disproved(socket: net.Socket): void {
+    // Of a refusal the observer has heard.
+    if (this.ended !== undefined || this.refusal !== undefined) return;
+    this.avoid(socket);
+    this.observer.failed();
+  }
+
+  /** What came of this connection lets the next dial go to another address of the kedge first. */
+  avoid(socket: net.Socket): void {
+    const address = this.peers.get(socket);
+    if (this.ended === undefined && address !== undefined) this.addresses.failed(address);
+  }
+
+  private note(socket: net.Socket, address: string | undefined): void {
+    // Beyond a proxy it is not the kedge's.
+    if (this.timeouts.proxy === undefined && address !== undefined) this.peers.set(socket, address);
   }
 
   /** Ends every connection now, dialling ones too: those say nothing of the kedge. */
@@ -282,9 +321,19 @@ export class Connector {
       return this.fail('ERR_KEDGE_CLIENT_CERTIFICATE', `the kedge refused ${own}`, error);
     }
     if (UNTRUSTED_CERTIFICATE.test(code) || (error instanceof Error && code === '')) {
-      return this.fail('ERR_KEDGE_CERTIFICATE', `the kedge's certificate was not accepted${because(error)}`, error);
+      const hint = UNKNOWN_CA.test(code) ? this.caHint() : '';
+      const reason = `the kedge's certificate was not accepted${because(error)}${hint}`;
+      return this.fail('ERR_KEDGE_CERTIFICATE', reason, error);
     }
     return this.fail('ERR_KEDGE_TLS', `TLS handshake failed${because(error)}`, error);
+  }
+
+  private caHint(): string {
+    const trusted =
+      this.identity?.ca === undefined
+        ? "it is not from a CA of the system, and the identity, the dialer's or the route's, has no `ca`"
+        : "it is not from a CA in `ca` of the identity, the dialer's or the route's";
+    return `; ${trusted} (\`kedge-dialer check\` says who issued it)`;
   }
 
   private fail(code: KedgeErrorCode, reason: string, cause?: Error): KedgeError {
@@ -292,7 +341,7 @@ export class Connector {
     const error = dialError(new KedgeError(code, reason, { kedge: this.address.name, cause }));
     debug.dial('%s', error.message);
     // A kedge without the protocol that this one call needs serves all others.
-    if (!NO_PROTOCOL.test(codeOf(cause))) this.observer.failed(error);
+    if (!NO_PROTOCOL.test(codeOf(cause))) this.observer.failed();
     return error;
   }
 }
@@ -322,6 +371,10 @@ const NO_PROTOCOL = /_ALERT_NO_APPLICATION_PROTOCOL$/;
 /** node:tls codes that say that the peer's certificate failed verification (Node.js documentation, "X509 certificate error codes"). */
 const UNTRUSTED_CERTIFICATE =
   /^(?:ERR_TLS_CERT_|UNABLE_TO_|CERT_|CRL_|DEPTH_ZERO_|SELF_SIGNED_|ERROR_IN_CERT_|INVALID_(?:CA|PURPOSE)|PATH_LENGTH_|HOSTNAME_MISMATCH)/;
+
+/** Those of them that say that we do not know who signed it. */
+const UNKNOWN_CA =
+  /^(?:UNABLE_TO_(?:VERIFY_LEAF_SIGNATURE|GET_ISSUER_CERT(?:_LOCALLY)?)|(?:DEPTH_ZERO_)?SELF_SIGNED_CERT(?:_IN_CHAIN)?|CERT_UNTRUSTED)$/;
 
 function secureContext(identity: AnySnapshot | undefined, peer: PeerPolicy): tls.SecureContext {
   try {

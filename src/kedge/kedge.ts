@@ -88,7 +88,7 @@ export class Kedge implements DialObserver {
   private readonly addresses: Addresses;
   /** Ends the watch over the live generation's certificate. */
   private stopExpiry: (() => void) | undefined;
-  /** Whether that had expired when it was opened, so that nothing watches for its end. */
+  /** Whether that had expired when it was opened: nothing watches for its end, and who calls asks for another. */
   private hasExpired = false;
   private stopAge: (() => void) | undefined;
   private readonly options: KedgeOptions;
@@ -116,6 +116,7 @@ export class Kedge implements DialObserver {
 
   /** The generation that new calls use. */
   get generation(): Generation {
+    if (this.hasExpired) this.renew();
     return this.live;
   }
 
@@ -169,12 +170,15 @@ export class Kedge implements DialObserver {
   }
 
   dialled(socket: Socket | TLSSocket): void {
-    this.breaker.succeeded();
     // It had expired by a clock that was wrong.
     if (this.hasExpired) this.watchExpiry(this.live.identity);
     if (!('isSessionReused' in socket)) return;
     this.counters.handshakes += 1;
     if (socket.isSessionReused()) this.counters.resumed += 1;
+  }
+
+  succeeded(): void {
+    this.breaker.succeeded();
   }
 
   failed(): void {
@@ -249,6 +253,20 @@ export class Kedge implements DialObserver {
     if (this.live !== old || this.closing) return;
     this.live = this.open(old.identity);
     old.destroy(this.expired());
+  }
+
+  /** Not every identity tells that it has a certificate again, such as one whose file is only read when it is asked. */
+  private renew(): void {
+    const { identity } = this.hop;
+    if (this.closing || identity === undefined) return;
+    let next: AnySnapshot;
+    try {
+      next = this.snapshot(identity);
+    } catch {
+      return;
+    }
+    const isValid = next.notAfter === undefined || next.notAfter.getTime() > Date.now();
+    if (isValid && next !== this.live.identity) this.rotate();
   }
 
   private expired(): KedgeError {

@@ -6,6 +6,16 @@ import type { Mapper } from './mapper.ts';
 /**
  * Asks each mapper in turn; the first route wins.
  *
+ * @example
+ * ```ts
+ * import { firstMatch, hosts, suffix } from 'kedge-dialer';
+ *
+ * const mapper = firstMatch(
+ *   hosts({ 'orders.us1.clusters.local': 'https://special.kedge.example.com' }),
+ *   suffix({ match: '*.clusters.local', suffix: '.kedge.example.com' }),
+ * );
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE` when an argument is not a function
  */
 export function firstMatch(...mappers: readonly Mapper[]): Mapper {

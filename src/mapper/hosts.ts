@@ -10,6 +10,16 @@ export type RouteTable = Readonly<Record<string, RouteInit>> | ReadonlyMap<strin
 /**
  * By host name, whatever the port: the original's `simpleHost` mapper.
  *
+ * @example
+ * ```ts
+ * import { hosts } from 'kedge-dialer';
+ *
+ * const mapper = hosts({
+ *   'orders.us1.example': 'https://us1.kedge.example.com',
+ *   'stock.us1.example': { kedge: ['https://a.kedge.example.com', 'https://b.kedge.example.com'] },
+ * });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
  */
 export function hosts(table: RouteTable): Mapper {
@@ -23,6 +33,13 @@ export function hosts(table: RouteTable): Mapper {
 
 /**
  * By host name and port: the original's `simpleHostPort` mapper. A target without a port counts with its default.
+ *
+ * @example
+ * ```ts
+ * import { hostPorts } from 'kedge-dialer';
+ *
+ * const mapper = hostPorts({ 'orders.us1.example:8080': 'https://us1.kedge.example.com' });
+ * ```
  *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
  */

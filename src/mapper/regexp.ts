@@ -44,6 +44,16 @@ export const LITERAL_LABELS = 2;
  * `url: 'https://${cluster}.kedge.example.com'`, `orders.us1.clusters.local` is served by `us1.kedge.example.com`. What is
  * captured is put in once, literally, and the kedge's name is checked label by label. The original's regexp routes.
  *
+ * @example
+ * ```ts
+ * import { regexp } from 'kedge-dialer';
+ *
+ * const mapper = regexp({
+ *   exp: '.*[.](?P<cluster>[a-z0-9-]+)[.]clusters[.]local',
+ *   url: 'https://${cluster}.kedge.example.com',
+ * });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
  */
 export function regexp(options: RegexpOptions): Mapper {

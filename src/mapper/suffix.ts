@@ -31,6 +31,13 @@ const MAX_ROUTES = 1000;
  * `orders.shop.us1.prod.clusters.local` is served by `https://us1.prod.kedge.example.com`. Labels are matched from the
  * right; more labels on the left are ignored, fewer do not match. The original's `suffix` mapper.
  *
+ * @example
+ * ```ts
+ * import { suffix } from 'kedge-dialer';
+ *
+ * const mapper = suffix({ match: '*.*.clusters.local', suffix: '.kedge.example.com' });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`
  */
 export function suffix(options: SuffixOptions): Mapper {

@@ -85,6 +85,15 @@ const mapperFile = object<{ routes: { route: Partial<WinchRoute>; node: Node }[]
  * refused. A route's `backend_auth` overrides the caller's `Authorization`, and expressions are searched in `host[:port]`,
  * both as there.
  *
+ * @example
+ * ```ts
+ * import { createDialer, loadWinchConfig } from 'kedge-dialer';
+ *
+ * const { mapper, warnings } = loadWinchConfig({ mapper: 'mapper.json', auth: 'auth.json' });
+ * for (const warning of warnings) console.warn(warning);
+ * const dialer = createDialer({ mapper });
+ * ```
+ *
  * @throws {@link KedgeError} `ERR_KEDGE_ROUTE`, in one line: file, JSON path, what was expected
  */
 export function loadWinchConfig(options: WinchConfigOptions): WinchConfig {
@@ -198,7 +207,7 @@ function source(name: string, from: unknown): Node {
   try {
     content = readRegularFile(from).toString('utf8');
   } catch (cause) {
-    throw wrong(from, `cannot be read (${(cause as NodeJS.ErrnoException).code})`, cause);
+    throw wrong(`\`${name}\`: ${from}`, `cannot be read (${(cause as NodeJS.ErrnoException).code})`, cause);
   }
   return { value: parseJson(from, content), path: `${from}:` };
 }

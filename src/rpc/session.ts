@@ -87,7 +87,7 @@ export class Session {
     owner.connector.connect(['h2'], (error, socket) => {
       if (error !== null) this.fail(error);
       else if (this.state === 'closed') socket!.destroy();
-      else this.greet(socket!);
+      else this.begin(socket!);
     });
   }
 
@@ -152,13 +152,17 @@ export class Session {
   /**
    * Opens the stream of a call; the session is in use until the stream has closed, or {@link ended}.
    *
-   * @throws what node:http2 says of the headers, or of a connection that is closing: that is not usable from then on
+   * @throws what node:http2 says of the headers, or that the connection is closing: it is not usable from then on
    */
   open(headers: OutgoingHttpHeaders): ClientHttp2Stream {
     const { http2 } = this;
     // A session that Node has destroyed is not `closed`, and one whose socket is destroyed takes requests.
     if (this.isLost) http2!.destroy();
-    if (http2!.closed || http2!.destroyed) this.drain();
+    if (http2!.closed || http2!.destroyed) {
+      this.drain();
+      // Node gives it a stream that fails as if it had been lost (https://github.com/nodejs/node/issues/63412).
+      throw new KedgeError('ERR_KEDGE_CONNECTION', 'the connection is closing', { kedge: this.owner.connector.name });
+    }
     const stream = http2!.request(headers);
     if ((stream.id ?? 0) > LAST_STREAM_ID) this.drain();
     // Calls hold the process, connections do not.
@@ -220,6 +224,18 @@ export class Session {
     if (socket !== undefined) setTimeout(() => socket.destroy(), CLOSE_MS).unref();
   }
 
+  /** What is thrown here, by Node or by who wraps it to watch, would be thrown at the process. */
+  private begin(socket: Socket): void {
+    try {
+      this.greet(socket);
+    } catch (cause) {
+      socket.destroy();
+      this.isUntold = true;
+      const { name } = this.owner.connector;
+      this.fail(new KedgeError('ERR_KEDGE_CONNECT', 'HTTP/2 could not begin', { kedge: name, cause }));
+    }
+  }
+
   /** HTTP/2 begins: ready with the kedge's SETTINGS, not before. */
   private greet(socket: Socket): void {
     const { connector, settings, handshakeTimeoutMs } = this.owner;
@@ -234,6 +250,7 @@ export class Session {
     const fail = (code: 'ERR_KEDGE_CONNECT' | 'ERR_KEDGE_CONNECT_TIMEOUT', reason: string, cause?: Error) => {
       const { refusal } = connector;
       this.isUntold = refusal === undefined;
+      connector.avoid(socket);
       this.fail(refusal ?? new KedgeError(code, reason, { kedge: connector.name, cause }));
       session.destroy();
       socket.destroy();
@@ -244,7 +261,8 @@ export class Session {
     const over = (cause: Error = new Error('the connection was closed')) => {
       clearTimeout(timer);
       if (this.state === 'connecting') {
-        fail('ERR_KEDGE_CONNECT', 'the kedge closed the connection before it spoke HTTP/2', cause);
+        const may = connector.showsCertificate ? ', as kedges do that refuse our certificate and send no alert' : '';
+        fail('ERR_KEDGE_CONNECT', `the kedge closed the connection before it spoke HTTP/2${may}`, cause);
         return;
       }
       session.destroy();
@@ -257,7 +275,11 @@ export class Session {
     socket.once('error', over);
     socket.once('close', () => over());
     session.on('goaway', (code, lastStreamId) => {
-      this.hasErred ||= code !== constants.NGHTTP2_NO_ERROR;
+      if (code !== constants.NGHTTP2_NO_ERROR) {
+        this.hasErred = true;
+        const reason = `the kedge ended the connection with error code ${code}`;
+        this.reason ??= new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: connector.name });
+      }
       // Not processed, whatever the code (RFC 9113 §6.8); this comes before Node ends them with it.
       for (const stream of this.streams) {
         if ((stream.id ?? 0) > lastStreamId) stream.close(constants.NGHTTP2_REFUSED_STREAM);
@@ -284,6 +306,7 @@ export class Session {
       // A kedge that ends the connection at once says so right behind its SETTINGS.
       setImmediate(() => {
         if (this.state !== 'connecting') return;
+        connector.proved(socket);
         this.idleSince = performance.now();
         this.setState('ready');
         this.unused();

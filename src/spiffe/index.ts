@@ -1,3 +1,5 @@
+import '../support/refuse-old-node.ts';
+
 import type { NetConnectOpts } from 'node:net';
 import type { Identity, IdentitySnapshot } from '../identity/identity.ts';
 import { Listeners } from '../identity/listeners.ts';
@@ -53,6 +55,15 @@ const METHOD = '/SpiffeWorkloadAPI/FetchX509SVID';
  * `onWarning` hears of it. The specification would rather have it out of use (§5.2.1: SHOULD), but agents say the same while
  * they cannot tell who asks, such as SPIRE without its kubelet, and who may come in is the kedge's to decide. Who wants it
  * otherwise ends the dialer in `onWarning`.
+ *
+ * @example
+ * ```ts
+ * import { createDialer, single } from 'kedge-dialer';
+ * import { spiffeIdentity } from 'kedge-dialer/spiffe';
+ *
+ * const identity = await spiffeIdentity({ socketPath: 'unix:///run/spire/agent.sock' });
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com'), identity });
+ * ```
  *
  * @throws `KedgeError` `ERR_KEDGE_IDENTITY` when there is no certificate in time
  */

@@ -134,7 +134,22 @@ export function rpcStatusOf(code: KedgeErrorCode): number {
   return rpc!;
 }
 
-/** Whether `value` is a {@link KedgeError}, also one from another copy of this package. */
+/**
+ * Whether `value` is a {@link KedgeError}, also one from another copy of this package.
+ *
+ * @example
+ * ```ts
+ * import { createDialer, isKedgeError, single } from 'kedge-dialer';
+ *
+ * const dialer = createDialer({ mapper: single('https://us1.kedge.example.com') });
+ * try {
+ *   await dialer.fetch('http://orders.us1.example/');
+ * } catch (error) {
+ *   const cause = (error as Error).cause; // fetch wraps what its dispatcher says
+ *   if (isKedgeError(cause)) console.error(cause.code, cause.stage, cause.kedge);
+ * }
+ * ```
+ */
 export function isKedgeError(value: unknown): value is KedgeError {
   if (value instanceof KedgeError) return true;
   if (!(value instanceof Error) || value.name !== 'KedgeError') return false;

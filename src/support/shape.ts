@@ -120,15 +120,21 @@ function isStringRecord(value: unknown): value is Readonly<Record<string, string
 function misspelt(prefix: string, name: string, known: readonly string[]): string {
   const isName = /^[\w$-]{1,40}$/.test(name);
   const shown = isName ? `\`${prefix}${name}\`` : quote(name);
-  const [nearest] = known
-    .map((each) => ({ each, edits: isName ? distance(name.toLowerCase(), each.toLowerCase()) : Infinity }))
+  const meant = isName ? nearest(name, known) : undefined;
+  const hint =
+    meant === undefined
+      ? `there are ${known.map((each) => `\`${each}\``).join(', ')}`
+      : `did you mean \`${prefix}${meant}\`?`;
+  return `unknown option ${shown}; ${hint}`;
+}
+
+/** Which of the known names was meant by a misspelt one; undefined where none is near. */
+export function nearest(name: string, known: readonly string[]): string | undefined {
+  const [best] = known
+    .map((each) => ({ each, edits: distance(name.toLowerCase(), each.toLowerCase()) }))
     .filter(({ each, edits }) => edits <= Math.max(2, each.length / 3) && edits < Math.min(name.length, each.length))
     .sort((a, b) => a.edits - b.edits);
-  const hint =
-    nearest === undefined
-      ? `there are ${known.map((each) => `\`${each}\``).join(', ')}`
-      : `did you mean \`${prefix}${nearest.each}\`?`;
-  return `unknown option ${shown}; ${hint}`;
+  return best?.each;
 }
 
 /** Letters to add, take away or change (Levenshtein). */

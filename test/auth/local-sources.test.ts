@@ -52,7 +52,8 @@ describe('fileToken', () => {
 
   it('keeps the last token while the file is missing, and no longer than it is valid', async (t) => {
     const path = join(await tempDir(t), 'token');
-    await unavailable(fileToken(path), /cannot be read \(Error ENOENT\)/);
+    const named = new RegExp(`token source sa: \`path\`: ${path} cannot be read \\(Error ENOENT\\)`);
+    await unavailable(fileToken(path, { name: 'sa' }), named);
     await writeFile(path, await jwt(2));
     const source = fileToken(path);
     const token = source.peek();
@@ -171,7 +172,10 @@ describe('kubeconfigToken', () => {
     await unavailable(kubeconfigToken({ path: '/dev/zero' }), /cannot be read/);
     await unavailable(kubeconfigToken({ path, user: 'none' }), /has no bearer token/);
     await unavailable(kubeconfigToken({ path, user: 'nobody' }), /no user "nobody"/);
-    await unavailable(kubeconfigToken({ path: join(dir, 'missing') }), /cannot be read/);
+    await unavailable(
+      kubeconfigToken({ path: join(dir, 'missing') }),
+      /`path`: the kubeconfig .*missing cannot be read/,
+    );
   });
 });
 
@@ -213,7 +217,7 @@ describe('googleServiceAccountToken', () => {
     await unavailable(googleServiceAccountToken(options), /answered 400: invalid_grant/);
     await unavailable(
       googleServiceAccountToken({ ...options, keyFile: '/nowhere' }),
-      /key file \/nowhere cannot be read/,
+      /`keyFile`: the key file \/nowhere cannot be read \(Error ENOENT\)/,
     );
     server.close();
     server.closeAllConnections();

@@ -1,5 +1,5 @@
 import { do_not_optimize, measure } from 'mitata';
-import { coreOf } from '../../src/core.ts';
+import { coreOf } from '../../src/engine/core.ts';
 import {
   cachedToken,
   createDialer,

@@ -50,6 +50,7 @@ export function httpClient(wire: 'h1' | 'h2', dispatcher: Dispatch, options: Htt
           if (status < 200) return;
           beginnings += 1;
           call.status = status;
+          call.begun = true;
         },
         onResponseData: (_controller, chunk) => {
           chunks.push(chunk);
@@ -125,11 +126,14 @@ export function grpcClient(dialer: Dialer, { deadlineMs = DEADLINE_MS }: { deadl
       };
       try {
         const deadline = Date.now() + deadlineMs;
-        clientOf(call).unary({ text: call.id }, metadata, { deadline }, (error, reply) => {
+        const stream = clientOf(call).unary({ text: call.id }, metadata, { deadline }, (error, reply) => {
           if (error !== null) return fail(error);
           call.crossed = reply?.text !== call.id || reply.authority !== call.host;
           call.ok = !call.crossed;
           settled();
+        });
+        stream.on('metadata', () => {
+          call.begun = true;
         });
       } catch (error) {
         fail(error);

@@ -17,6 +17,8 @@ export interface Call {
   ok: boolean;
   error: unknown;
   status: number | undefined;
+  /** The head of its answer came: from there on nobody sends it again, grpc-js neither (gRFC A6). */
+  begun: boolean;
   /** It got an answer that was meant for another call. */
   crossed: boolean;
 }
@@ -59,6 +61,7 @@ export function start(client: Client, method: Method, host: string): { call: Cal
     ok: false,
     error: undefined,
     status: undefined,
+    begun: false,
     crossed: false,
   };
   const done = new Promise<void>((resolve) => {

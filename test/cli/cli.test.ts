@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import type { ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { createAuthority } from '../../examples/pki.ts';
 import { startGrpcKedge } from '../helpers/grpc-kedge.ts';
 import { KEDGE_NAME, type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
@@ -82,7 +83,11 @@ describe('kedge-dialer', () => {
     assert.equal(kedge.seen[0]!.clientSubject, 'undefined');
     const unknown = await run('check', 'http://a.us1/', ...to);
     assert.equal(unknown.status, 1, unknown.out);
-    assert.match(unknown.out, /FAIL tls .*ERR_KEDGE_CERTIFICATE/);
+    assert.match(
+      unknown.out,
+      /FAIL tls .*ERR_KEDGE_CERTIFICATE.*the identity, the dialer's or the route's, has no `ca`/,
+    );
+    assert.match(unknown.out, /FAIL tls .*it shows "[^"]+", issued by "test CA", SHA-256 (?:[0-9A-F]{2}:){31}/);
   });
 
   it('says which stage failed and why', async (t) => {
@@ -105,12 +110,48 @@ describe('kedge-dialer', () => {
     );
     assert.equal(wrongName.status, 1);
     assert.match(wrongName.out, /FAIL tls .*ERR_KEDGE_CERTIFICATE.*other\.test/);
+    const strange = await (await createAuthority('another CA')).issue({ cn: 'pod' });
+    const dir = await tempDir(t);
+    await Promise.all([writeFile(join(dir, 'c'), strange.cert), writeFile(join(dir, 'k'), strange.key)]);
+    const unknown = [...flags, '--cert', join(dir, 'c'), '--key', join(dir, 'k')];
+    const closed = await run('check', 'http://a.us1', ...unknown);
+    assert.equal(closed.status, 1);
+    assert.match(closed.out, /FAIL tls .*closed the connection right after our certificate/);
     await kedge.close();
     const refused = await run('check', 'http://a.us1', ...flags);
     assert.equal(refused.status, 1);
     assert.match(refused.out, /FAIL tcp .*ECONNREFUSED/);
     const noName = await run('check', 'http://a.us1', '--kedge', 'https://nowhere.invalid');
     assert.match(noName.out, /FAIL dns .*ERR_KEDGE_DNS/);
+  });
+
+  it('refuses a target with a path, a query or credentials, says so, and shows no password', async () => {
+    const via = ['--kedge', 'https://k.test'];
+    for (const [args, reason] of [
+      [['explain', 'http://a.us1/v1?key=canary-query'], /a target is a host and a port, without a path or a query/],
+      [['check', 'http://ada:canary-word@a.us1/', '--json'], /credentials in a target are not sent/],
+      [['check', 'ada:canary-word@a.us1:90', '--grpc'], /credentials in a target are not sent/],
+    ] as const) {
+      const { status, out } = await run(...args, ...via);
+      assert.equal(status, 1, out);
+      assert.match(out, /ERR_KEDGE_TARGET/);
+      assert.match(out, reason);
+      assert.doesNotMatch(out, /canary/);
+    }
+    assert.match((await run('--help')).out, /path, a query\s+or user:password@ is refused/);
+  });
+
+  it('prints its version', async () => {
+    const { version } = JSON.parse(await readFile(new URL('../../package.json', import.meta.url), 'utf8'));
+    for (const flag of ['--version', '-v']) assert.deepEqual(await run(flag), { status: 0, out: `${version}\n` });
+  });
+
+  it('says which command was meant', async () => {
+    const hint = async (command: string) => (await run(command, 'http://a.us1')).out.split('\n')[0];
+    assert.equal(await hint('explian'), 'kedge-dialer: unknown command explian; did you mean explain?');
+    assert.equal(await hint('chek'), 'kedge-dialer: unknown command chek; did you mean check?');
+    assert.equal(await hint('dial'), 'kedge-dialer: unknown command dial; there are explain, check and load');
+    assert.equal(await hint('http://ada:canary-word@a.us1'), 'kedge-dialer: the command is explain, check or load');
   });
 
   it('helps, and refuses what makes no sense with status 2', async () => {

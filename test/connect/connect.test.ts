@@ -2,61 +2,16 @@ import assert from 'node:assert/strict';
 import http2 from 'node:http2';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { create, createFileRegistry, type DescService, type MessageShape } from '@bufbuild/protobuf';
-import {
-  FileDescriptorProtoSchema,
-  FileDescriptorSetSchema,
-  file_google_protobuf_wrappers,
-  type StringValue,
-  type StringValueSchema,
-} from '@bufbuild/protobuf/wkt';
-import { Code, ConnectError, createClient, type HandlerContext, type Transport } from '@connectrpc/connect';
+import type { StringValue } from '@bufbuild/protobuf/wkt';
+import { Code, ConnectError, type HandlerContext } from '@connectrpc/connect';
 import { connectNodeAdapter, createConnectTransport, createGrpcTransport } from '@connectrpc/connect-node';
 import { connectDialer } from '../../src/connect/index.ts';
 import { type Dialer, type DialerOptions, isKedgeError, single, staticToken } from '../../src/index.ts';
+import { greeterClient as client, Greeter, type Text } from '../helpers/greeter.ts';
 import { startKedge, type TestKedge, type TestKedgeOptions } from '../helpers/kedge.ts';
 import { rotating } from '../helpers/rotating.ts';
 
 const BASE = 'http://greeter.us1:9090';
-const TEXT = '.google.protobuf.StringValue';
-
-/** What protobuf-es generates from a `.proto`, made here from the descriptor. */
-const Greeter = createFileRegistry(
-  create(FileDescriptorSetSchema, {
-    file: [
-      file_google_protobuf_wrappers.proto,
-      create(FileDescriptorProtoSchema, {
-        name: 'greeter.proto',
-        package: 'test',
-        syntax: 'proto3',
-        dependency: ['google/protobuf/wrappers.proto'],
-        service: [
-          {
-            name: 'Greeter',
-            method: [
-              { name: 'Unary', inputType: TEXT, outputType: TEXT },
-              { name: 'Down', inputType: TEXT, outputType: TEXT, serverStreaming: true },
-              { name: 'Up', inputType: TEXT, outputType: TEXT, clientStreaming: true },
-              { name: 'Both', inputType: TEXT, outputType: TEXT, clientStreaming: true, serverStreaming: true },
-            ],
-          },
-        ],
-      }),
-    ],
-  }),
-).getService('test.Greeter') as DescService;
-
-type Text = MessageShape<typeof StringValueSchema>;
-/** The four call kinds; the types of a descriptor made at run time know of none. */
-interface GreeterClient {
-  unary(request: { value: string }, options?: object): Promise<Text>;
-  down(request: { value: string }): AsyncIterable<Text>;
-  up(requests: AsyncIterable<{ value: string }>): Promise<Text>;
-  both(requests: AsyncIterable<{ value: string }>): AsyncIterable<Text>;
-}
-
-const client = (transport: Transport) => createClient(Greeter, transport) as unknown as GreeterClient;
-
 async function* stream(...values: string[]) {
   for (const value of values) yield { value };
 }
@@ -67,7 +22,11 @@ async function collect(messages: AsyncIterable<Text>): Promise<string[]> {
   return values;
 }
 
-async function startGreeter(t: TestContext, options: Partial<TestKedgeOptions> = {}): Promise<TestKedge> {
+interface GreeterOptions extends Partial<TestKedgeOptions> {
+  onResponse?: (response: http2.Http2ServerResponse) => void;
+}
+
+async function startGreeter(t: TestContext, { onResponse, ...options }: GreeterOptions = {}): Promise<TestKedge> {
   const handler = connectNodeAdapter({
     routes: (router) =>
       router.service(Greeter, {
@@ -77,7 +36,11 @@ async function startGreeter(t: TestContext, options: Partial<TestKedgeOptions> =
           if (value === 'pause') await new Promise((resolve) => setTimeout(resolve, 100));
           return { value: `${value} ${requestHeader.get('authorization')}` };
         },
-        down: async function* ({ value }: StringValue) {
+        down: async function* ({ value }: StringValue, { signal }: HandlerContext) {
+          while (value === 'endless' && !signal.aborted) {
+            yield { value: 'more' };
+            await sleep(5);
+          }
           for (const letter of value) yield { value: letter };
         },
         up: async (requests: AsyncIterable<StringValue>) => ({ value: (await collect(requests)).join('') }),
@@ -86,7 +49,13 @@ async function startGreeter(t: TestContext, options: Partial<TestKedgeOptions> =
         },
       } as never),
   });
-  return startKedge(t, { handler: (request, response) => handler(request as never, response as never), ...options });
+  return startKedge(t, {
+    handler: (request, response) => {
+      onResponse?.(response as http2.Http2ServerResponse);
+      handler(request as never, response as never);
+    },
+    ...options,
+  });
 }
 
 const transports = {
@@ -240,6 +209,37 @@ for (const [protocol, transport] of Object.entries(transports)) {
       const began = performance.now();
       await dialer.close();
       assert.ok(performance.now() - began < 5_000);
+    });
+
+    it('resets streams that go on when their signals abort, after their loops were left or within them', async (t) => {
+      const open = new Set<object>();
+      const kedge = await startGreeter(t, {
+        onResponse: (response) => {
+          open.add(response);
+          response.once('close', () => open.delete(response));
+        },
+      });
+      const dialer = kedge.dialer({ drainTimeoutMs: 30_000 });
+      const greeter = client(transport(dialer));
+      for (const isWithin of [false, true]) {
+        const aborts = Array.from({ length: 10 }, () => new AbortController());
+        const loop = async ({ signal }: AbortController) => {
+          for await (const { value } of greeter.down({ value: 'endless' }, { signal })) {
+            assert.equal(value, 'more');
+            if (!isWithin) break;
+          }
+        };
+        const loops = Promise.allSettled(aborts.map(loop));
+        if (!isWithin) await loops;
+        while (open.size < aborts.length) await sleep(5);
+        for (const abort of aborts) abort.abort();
+        for (let i = 0; i < 100 && open.size > 0; i += 1) await sleep(10);
+        assert.deepEqual([open.size, dialer.stats().inFlight], [0, 0]);
+        for (const { status } of await loops) assert.equal(status, isWithin ? 'rejected' : 'fulfilled');
+      }
+      assert.deepEqual(await collect(greeter.down({ value: 'abc' })), ['a', 'b', 'c']);
+      assert.equal(kedge.handshakes, 1);
+      await dialer.close();
     });
 
     it('resets an answer that goes on and that nobody reads', async (t) => {

@@ -507,28 +507,32 @@ describe('answers of backends that are not as they should be', () => {
     ['304 with a length', 'HTTP/1.1 304 Not Modified\r\ncontent-length: 3\r\n\r\n', '304'],
     ['205', 'HTTP/1.1 205 Reset\r\ncontent-length: 0\r\n\r\n', '205'],
     ['trailers', `${ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-t: v\r\n\r\n`, '200'],
-    ...[
-      'connection: close',
-      'keep-alive: 1',
-      'transfer-encoding: chunked',
-      'content-length: 9',
-      'upgrade: x',
-      'te: gzip',
-      'host: x',
-      'x: a\x01b',
-    ].map((trailer): [string, string, string] => [
-      `the trailer ${trailer}`,
-      `${ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n${trailer}\r\nx-t: v\r\n\r\n`,
-      'any',
-    ]),
     ['HTTP/1.0', 'HTTP/1.0 200 OK\r\n\r\nabc', '200', true],
     ['HTTP/2', Buffer.concat([frame(FRAME.SETTINGS, 0, 0)]), '502', true],
     ['forged errors', `${ok}x-kedge-error: forged\r\nx-kedge-error-type: no-route\r\ncontent-length: 0\r\n\r\n`, '200'],
   ];
-  it(`${rows.length * 2} become an honest answer on both wires, or 502`, { timeout: 180_000 }, (t) =>
+  /**
+   * In a kedge of their own: undici goes on with a connection whose trailers said that it is closed (it looks at the headers
+   * alone, nodejs/undici lib/dispatcher/client-h1.js), and llhttp refuses the next answer there ("Data after `Connection: close`").
+   */
+  const trailers = [
+    'connection: close',
+    'keep-alive: 1',
+    'transfer-encoding: chunked',
+    'content-length: 9',
+    'upgrade: x',
+    'te: gzip',
+    'host: x',
+    'x: a\x01b',
+  ].map((trailer): [string, string, string] => [
+    `the trailer ${trailer}`,
+    `${ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n${trailer}\r\nx-t: v\r\n\r\n`,
+    'any',
+  ]);
+  const become = (t: TestContext, each: typeof rows) =>
     all(
       t,
-      rows.flatMap(([name, bytes, wanted, close = false], i) =>
+      each.flatMap(([name, bytes, wanted, close = false], i) =>
         (['h1', 'h2'] as const).map((wire) => ({
           name: `${wire} ${name}`,
           wire,
@@ -566,8 +570,9 @@ describe('answers of backends that are not as they should be', () => {
         if (wanted === 'any') return /^(?:200|502|none)$/.test(got) ? undefined : got;
         return got === wanted || (wanted === 'cut' && /^reset/.test(got)) ? undefined : `${got}, not ${wanted}`;
       },
-    ),
-  );
+    );
+  it(`${rows.length * 2} become an honest answer on both wires, or 502`, { timeout: 180_000 }, (t) => become(t, rows));
+  it(`${trailers.length * 2} with odd trailers do, too`, { timeout: 180_000 }, (t) => become(t, trailers));
 
   it('pass on trailers from HTTP/1.1 to HTTP/1.1', { timeout: 60_000 }, async (t) => {
     const world = await rawWorld(t);

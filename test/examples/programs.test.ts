@@ -68,6 +68,13 @@ describe('the examples', () => {
     ]);
     assert.equal(status, 2);
     assert.match(out, /--server_tls_client_ca_files is required/);
+    const missing = ['cert', 'key'].map((each) => `--server_tls_${each}_file=/nowhere/${each}`);
+    const flags = [...missing, '--server_tls_client_ca_files=/nowhere/ca', '--server_http_tls_port=any'];
+    const empty = ['director', 'backendpool'].map((each) => `--kedge_config_${each}_config={}`);
+    assert.match(
+      (await runNode(['examples/kedge/main.ts', ...flags, ...empty])).out,
+      /^kedge: --server_tls_cert_file: \/nowhere\/cert cannot be read \(ENOENT\)$/m,
+    );
   });
 
   it('the kedge finishes what is under way on SIGTERM, and exits', async (t) => {

@@ -3,8 +3,10 @@ import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import http from 'node:http';
+import http2 from 'node:http2';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { before, describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import vm from 'node:vm';
@@ -284,7 +286,10 @@ describe('winch', () => {
     const tunnel = await send(`CONNECT ${host} HTTP/1.1\r\nhost: ${host}\r\n\r\nGET /t HTTP/1.0\r\n\r\n`, /x-seen/);
     assert.match(tunnel, /^HTTP\/1\.1 200 Connection Established\r\n\r\nHTTP\/1\.1 200 OK/);
     const refused = await send('CONNECT orders.us1.test:443 HTTP/1.1\r\nhost: orders.us1.test:443\r\n\r\n', /$^/);
-    assert.match(refused, /^HTTP\/1\.1 405 [\s\S]*orders\.us1\.test is behind a kedge: ask for it with http:/);
+    assert.match(
+      refused,
+      /^HTTP\/1\.1 405 .*\r\nallow: GET, [\s\S]*\r\n\r\nwinch: orders\.us1\.test is behind a kedge: ask for it with http:/,
+    );
     assert.match(await send('CONNECT a b HTTP/1.1\r\nhost: x\r\n\r\n', /$^/), /^HTTP\/1\.1 400/);
     assert.match(await send('CONNECT 127.0.0.1:1 HTTP/1.1\r\nhost: x\r\n\r\n', /$^/), /^HTTP\/1\.1 502/);
   });
@@ -456,7 +461,12 @@ describe('winch', () => {
       [[`--server_mapper_config_path=${join(dir, 'none')}`], /none: cannot be read \(ENOENT\)/],
       [[mapper, '--what'], /Unknown option '--what'/],
       [[mapper, auth, '--client_insecure'], /--client_insecure with auth sources/],
-      [[mapper, '--client_tls_cert_file=x'], /pemFiles\(\) needs `key`|`key`/],
+      [[mapper, '--client_tls_cert_file=x'], /^winch: --client_tls_cert_file: x cannot be read \(ENOENT\)$/m],
+      [[mapper, '--client_tls_root_ca_files=x'], /^winch: --client_tls_root_ca_files: x cannot be read \(ENOENT\)$/m],
+      [
+        [mapper, '--client_tls_cert_file=/nowhere/c', '--client_tls_key_file=k'],
+        /^winch: --client_tls_cert_file: \/nowhere\/c cannot be read \(ENOENT\)$/m,
+      ],
       [[mapper, '--debug_mode=maybe'], /--debug_mode is true or false/],
     ] as const) {
       const { status, out } = await runNode([MAIN, ...ports, ...flags]);
@@ -464,7 +474,7 @@ describe('winch', () => {
       assert.match(out, message);
       assert.doesNotMatch(out, /canary/);
     }
-    const winch = await spawnNode(t, MAIN, [
+    const winch = await spawnNode<{ grpcPort: number }>(t, MAIN, [
       ...ports,
       mapper,
       '--server_http_max_read_timeout',
@@ -473,6 +483,12 @@ describe('winch', () => {
       'true',
     ]);
     assert.match(winch.output, /--server_http_max_read_timeout is ignored: the head has 10 s/);
+    const session = http2.connect(`http://127.0.0.1:${winch.ready.grpcPort}`);
+    const request = session.request({ ':path': '/' });
+    const [headers] = await once(request, 'response');
+    assert.equal(headers[':status'], 415);
+    assert.match(await text(request), /^winch: this port takes gRPC only.*\n$/);
+    session.close();
     assert.deepEqual(await winch.stop(), { code: 0, signal: null });
   });
 });

@@ -67,7 +67,7 @@ interface Seen {
 
 interface Call {
   readonly id: number;
-  readonly method: 'Once' | 'Again';
+  readonly method: 'Once' | 'Again' | 'Hedged';
   readonly plans: Readonly<Record<string, Plan>>;
   readonly seen: Seen[];
   readonly sent: string[];
@@ -220,7 +220,13 @@ function makeWorld(first: TestKedge, second: TestKedge): World {
     backoffMultiplier: 1,
     retryableStatusCodes: ['UNAVAILABLE'],
   };
-  const config = { methodConfig: [{ name: [{ service: 'm.S', method: 'Again' }], retryPolicy }] };
+  const hedgingPolicy = { maxAttempts: MAX_ATTEMPTS, hedgingDelay: '0.003s', nonFatalStatusCodes: ['UNAVAILABLE'] };
+  const config = {
+    methodConfig: [
+      { name: [{ service: 'm.S', method: 'Again' }], retryPolicy },
+      { name: [{ service: 'm.S', method: 'Hedged' }], hedgingPolicy },
+    ],
+  };
   const options = { 'grpc.service_config': JSON.stringify(config) };
   const channel = grpcDialer(dialer).channel('model.us1:1', undefined, options);
   return { dialer, channel, rotate: () => identity.rotate(), tokens };
@@ -234,7 +240,7 @@ function newCall(random: Random, deeds: readonly Deed[]): Call {
   lastId += 1;
   return {
     id: lastId,
-    method: random.pick(['Once', 'Again']),
+    method: random.pick(['Once', 'Again', 'Hedged']),
     plans: { first: plan(), second: plan() },
     seen: [],
     sent: [],

@@ -6,9 +6,10 @@ import http2 from 'node:http2';
 import net from 'node:net';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import tls from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { single } from '../../src/index.ts';
+import { isKedgeError, single } from '../../src/index.ts';
 import { startBlackHole } from '../helpers/black-hole.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
@@ -296,6 +297,55 @@ describe('a connection', () => {
     const texts: string[] = [];
     for await (const { text } of stays as AsyncIterable<{ text: string }>) texts.push(text);
     assert.deepEqual(texts, ['still here'], 'its own calls go on');
+    for (let i = 0; i < 50 && kedge.sockets.size > 1; i += 1) await sleep(10);
+    assert.equal(kedge.sockets.size, 1);
+  });
+
+  it('that Node has given up this moment takes no more calls, which go to another one', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = kedge.dialer();
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const sessions = sessionsOf(t);
+    const connect = t.mock.method(tls, 'connect');
+    const giveUps = {
+      destroyed: () => sessions.at(-1)!.destroy(),
+      'without its socket': () => connect.mock.calls.at(-1)!.result!.destroy(),
+      closed: () => sessions.at(-1)!.close(),
+    };
+    for (const [how, giveUp] of Object.entries(giveUps)) {
+      for (let i = 0; i < 3; i += 1) {
+        await unary(client, 'warm');
+        giveUp();
+        const calls = [unary(client, 'same tick')];
+        process.nextTick(() => calls.push(unary(client, 'next tick')));
+        await new Promise(setImmediate);
+        calls.push(unary(client, 'later'));
+        const failed = (await Promise.allSettled(calls)).filter(({ status }) => status === 'rejected');
+        assert.deepEqual(failed, [], how);
+      }
+    }
+    assert.equal(kedge.calls.length, 36, 'each call once');
+    assert.equal(dialer.stats().inFlight, 0);
+  });
+
+  it('on which HTTP/2 cannot begin is a failed dial, and the next one is not', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const dialer = kedge.dialer();
+    const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+    const begin = t.mock.method(http2, 'connect', () => {
+      throw new Error('instrumented');
+    });
+    const failed = (error: grpc.ServiceError) => {
+      assert.ok(isKedgeError(error.cause));
+      assert.deepEqual([error.cause.code, error.cause.stage], ['ERR_KEDGE_CONNECT', 'connect']);
+      assert.equal((error.cause.cause as Error).message, 'instrumented');
+      return true;
+    };
+    await Promise.all(['x', 'y'].map((text) => assert.rejects(unary(client, text), failed)));
+    assert.equal(dialer.stats().kedges[0]!.failures, 1);
+    begin.mock.restore();
+    const patient = new grpc.Metadata({ waitForReady: true });
+    assert.equal((await unary(client, 'x', patient)).text, 'x');
     for (let i = 0; i < 50 && kedge.sockets.size > 1; i += 1) await sleep(10);
     assert.equal(kedge.sockets.size, 1);
   });

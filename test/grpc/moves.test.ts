@@ -178,6 +178,19 @@ describe("the caller's retry policy over several kedges", () => {
     }
   });
 
+  it('ends where an answer has begun: what is lost then is not sent again (gRFC A6)', async (t) => {
+    for (const begins of [true, false]) {
+      const odd = await startOdd(t, 1, (stream) => {
+        if (begins) stream.respond({ ':status': 200, 'content-type': 'application/grpc' });
+        setTimeout(() => stream.session?.socket.destroySoon(), 50);
+      });
+      const { good, client } = await clientOf(t, odd, retries(3));
+      if (begins) await assert.rejects(unary(client, 'x'), { code: grpc.status.UNAVAILABLE });
+      else assert.equal((await unary(client, 'x')).text, 'x');
+      assert.deepEqual([odd.streams, good.calls.length], [1, begins ? 0 : 1]);
+    }
+  });
+
   it('is never exceeded when a kedge goes away between attempts', async (t) => {
     const odd = await startOdd(t, 1, () => void odd.close());
     let executed = 0;

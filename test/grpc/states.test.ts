@@ -6,7 +6,7 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { pem, pemFiles, type Route, route, single } from '../../src/index.ts';
+import { pem, pemFiles, type Route, route, single, type TokenSource } from '../../src/index.ts';
 import { echoClient, type GrpcKedge, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 
 const Client = echoClient();
@@ -188,5 +188,105 @@ describe('a client that is closed', () => {
     client.close();
     release.resolve();
     assert.equal((await running).text, 'running');
+  });
+
+  it('lets a hedged call go on that has lost one of its attempts', async (t) => {
+    const release = Promise.withResolvers<void>();
+    const kedge = await startGrpcKedge(t, {
+      unary: async (call, done) => {
+        if (call.request.text !== 'warm') await release.promise;
+        done(null, { text: call.request.text, authority: call.getHost() });
+      },
+    });
+    const hedgingPolicy = { maxAttempts: 2, hedgingDelay: '0.05s', nonFatalStatusCodes: ['UNAVAILABLE'] };
+    const options = { 'grpc.service_config': JSON.stringify({ methodConfig: [{ name: [{}], hedgingPolicy }] }) };
+    const dialer = kedge.dialer({ grpc: { maxStreamsPerConnection: 1 } });
+    const Wrapped = grpcDialer(dialer).wrap(Client);
+    await unary(new Wrapped('a.us1:1'), 'warm');
+    const client = new Wrapped('a.us1:1', undefined, options);
+    const hedged = unary(client, 'hedged');
+    while (kedge.calls.length < 3) await sleep(5);
+    [...kedge.sockets][0]!.destroy();
+    await sleep(100);
+    client.close();
+    await sleep(20);
+    release.resolve();
+    assert.equal((await hedged).text, 'hedged');
+    assert.equal(dialer.stats().inFlight, 0);
+  });
+});
+
+describe('a dialer that is destroyed', () => {
+  const policy = (methodConfig: object) => ({
+    'grpc.service_config': JSON.stringify({ methodConfig: [{ name: [{}], ...methodConfig }] }),
+  });
+  const ended = (call: Promise<unknown>) =>
+    Promise.race([call.catch((error: grpc.ServiceError) => error), sleep(1500, 'goes on', { ref: false })]);
+
+  it('ends calls at once that would be retried', async (t) => {
+    const kedge = await startGrpcKedge(t, { unary: () => {} });
+    const retryPolicy = {
+      maxAttempts: 5,
+      initialBackoff: '3s',
+      maxBackoff: '3s',
+      backoffMultiplier: 1,
+      retryableStatusCodes: ['UNAVAILABLE'],
+    };
+    for (const waitForReady of [false, true]) {
+      const dialer = kedge.dialer();
+      const client = new (grpcDialer(dialer).wrap(Client))('a.us1:1', undefined, policy({ retryPolicy }));
+      const seen = kedge.calls.length;
+      const call = unary(client, 'x', new grpc.Metadata({ waitForReady }));
+      while (kedge.calls.length === seen) await sleep(5);
+      await dialer.destroy();
+      const error = await ended(call);
+      assert.ok(error instanceof Error, `the call ${error}`);
+      assert.equal((error.cause as { code?: string }).code, 'ERR_KEDGE_CLOSED');
+      assert.equal(dialer.stats().inFlight, 0);
+    }
+  });
+
+  it('ends hedged calls whose credentials for another attempt never come', async (t) => {
+    const kedge = await startGrpcKedge(t, { unary: () => {} });
+    const hedgingPolicy = { maxAttempts: 2, hedgingDelay: '0.05s', nonFatalStatusCodes: ['UNAVAILABLE'] };
+    const dialer = kedge.dialer();
+    const client = new (grpcDialer(dialer).wrap(Client))('a.us1:1', undefined, policy({ hedgingPolicy }));
+    let asked = 0;
+    const credentials = grpc.credentials.createFromMetadataGenerator((_options, callback) => {
+      asked += 1;
+      if (asked === 1) callback(null, new grpc.Metadata());
+    });
+    const call = unary(client, 'x', undefined, { credentials });
+    while (asked < 2 || kedge.calls.length === 0) await sleep(5);
+    await dialer.destroy();
+    const error = await ended(call);
+    assert.ok(error instanceof Error, `the call ${error}`);
+    assert.equal(dialer.stats().inFlight, 0);
+  });
+});
+
+describe('a hedged call', () => {
+  it('waits for a token once, and no longer than it lives', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const signals: AbortSignal[] = [];
+    const proxyAuth: TokenSource = {
+      name: 'never',
+      peek: () => undefined,
+      token: (signal) => {
+        signals.push(signal!);
+        return new Promise(() => {});
+      },
+    };
+    const dialer = kedge.dialer({ mapper: single(kedge.route({ proxyAuth })) });
+    const hedgingPolicy = { maxAttempts: 3, hedgingDelay: '0.02s', nonFatalStatusCodes: ['UNAVAILABLE'] };
+    const options = { 'grpc.service_config': JSON.stringify({ methodConfig: [{ name: [{}], hedgingPolicy }] }) };
+    const client = new (grpcDialer(dialer).wrap(Client))('a.us1:1', undefined, options);
+    await assert.rejects(unary(client, 'x', undefined, { deadline: Date.now() + 300 }), {
+      code: grpc.status.DEADLINE_EXCEEDED,
+      details: /waiting for a token/,
+    });
+    assert.equal(signals.length, 1);
+    assert.ok(signals[0]!.aborted);
+    assert.equal(dialer.stats().inFlight, 0);
   });
 });

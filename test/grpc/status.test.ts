@@ -180,6 +180,82 @@ describe('a status after headers', () => {
   });
 });
 
+describe('a call that the kedge resets', () => {
+  const CODES = [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 14, 77];
+
+  /** Resets with any code, after headers or without. */
+  async function startResetting(t: TestContext) {
+    const next = { code: 0, hasHeaders: false };
+    const { client, kedge } = await startAnswering(t, async (stream) => {
+      const { code, hasHeaders } = next;
+      if (hasHeaders) {
+        stream.respond({ ':status': 200, 'content-type': 'application/grpc' });
+        await sleep(20);
+      }
+      stream.close(code);
+    });
+    const reset = async (code: number, hasHeaders: boolean) => {
+      Object.assign(next, { code, hasHeaders });
+      // Not half-closed, for Node's server ends a stream before it resets it.
+      const call = client.bidi();
+      call.resume();
+      const [error] = (await once(call, 'error')) as [grpc.ServiceError];
+      return error;
+    };
+    return { reset, name: `127.0.0.1:${kedge.port}` };
+  }
+
+  it('has its status and its text from the code, and says which kedge that was', async (t) => {
+    const statuses: Record<number, grpc.status> = { 11: status.RESOURCE_EXHAUSTED, 12: status.PERMISSION_DENIED };
+    const { reset, name } = await startResetting(t);
+    for (const code of CODES) {
+      for (const hasHeaders of [false, true]) {
+        const error = await reset(code, hasHeaders);
+        assert.equal(error.code, statuses[code] ?? status.INTERNAL, `code ${code}: ${error.details}`);
+        assert.ok(!error.details.includes('kedge'), "the text is grpc-js's");
+        const { cause } = error;
+        assert.ok(isKedgeError(cause), `code ${code}`);
+        assert.equal(kedgeErrorOf(error), cause);
+        assert.deepEqual([cause.code, cause.target, cause.kedge], ['ERR_KEDGE_CONNECTION', ADDRESS, name]);
+      }
+    }
+  });
+
+  it("is the backend's affair where it was cancelled, for a kedge passes that on", async (t) => {
+    const { reset } = await startResetting(t);
+    for (const hasHeaders of [false, true]) {
+      const error = await reset(http2.constants.NGHTTP2_CANCEL, hasHeaders);
+      assert.equal(error.code, status.CANCELLED);
+      assert.equal(kedgeErrorOf(error), undefined);
+    }
+  });
+
+  it('with all others, by a GOAWAY with an error, says which kedge that was', async (t) => {
+    for (const code of [2, 8, 11]) {
+      const { client, kedge } = await startAnswering(t, (stream) => stream.session!.goaway(code));
+      const error = await failure(unary(client, 'x'));
+      assert.ok(isKedgeError(error.cause), `code ${code}: ${error.details}`);
+      assert.deepEqual([error.cause.code, error.cause.kedge], ['ERR_KEDGE_CONNECTION', `127.0.0.1:${kedge.port}`]);
+      assert.match(error.cause.message, new RegExp(`the kedge ended the connection with error code ${code}$`));
+    }
+  });
+
+  it('is told from one that the dialer ends, which names its kedge as well', async (t) => {
+    const endings = [(dialer: Dialer) => dialer.destroy(), (dialer: Dialer) => dialer.close()];
+    for (const end of endings) {
+      const kedge = await startGrpcKedge(t, { unary: () => {} });
+      const dialer = kedge.dialer({ drainTimeoutMs: 50 });
+      const call = failure(unary(new (grpcDialer(dialer).wrap(Client))(ADDRESS), 'x'));
+      while (kedge.calls.length === 0) await new Promise(setImmediate);
+      await end(dialer);
+      const { cause } = await call;
+      assert.ok(isKedgeError(cause));
+      const { code, stage, target, kedge: name } = cause;
+      assert.deepEqual([code, stage, target, name], ['ERR_KEDGE_CLOSED', 'kedge', ADDRESS, `127.0.0.1:${kedge.port}`]);
+    }
+  });
+});
+
 describe('a connection that ends after the last message and an OK', () => {
   const COUNT = 30;
   const message = () => {

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import * as grpc from '@grpc/grpc-js';
 import { grpcDialer } from '../../src/grpc/index.ts';
 import { createDialer, isKedgeError, pem, single, staticToken, type TokenSource } from '../../src/index.ts';
-import { type Echo, echoClient, echoService, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
+import { type Echo, echoClient, echoService, startEchoServer, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 
@@ -16,22 +16,60 @@ const AUTHORITY = 'greeter.shop.svc.us1:9090';
 const EchoClient = echoClient();
 
 describe('a mapped gRPC call', () => {
-  it('refuses a window that no connection can have, and takes one that is small', async (t) => {
+  it('refuses channel options that no connection can have, by their names, and takes those of grpc-js', async (t) => {
     const kedge = await startGrpcKedge(t);
-    const Client = grpcDialer(kedge.dialer()).wrap(EchoClient);
-    const open = (window: unknown) =>
-      new Client(ADDRESS, undefined, { 'grpc-node.flow_control_window': window as number });
-    for (const window of [2 ** 31, 1.5, 0, -1, Number.NaN, '65535']) {
-      assert.throws(() => open(window), {
-        code: 'ERR_KEDGE_OPTIONS',
-        message: /flow_control_window. is a whole number/,
-      });
+    const { wrap, channel } = grpcDialer(kedge.dialer());
+    const wrong = {
+      'grpc-node.flow_control_window': [2 ** 31, 1.5, 0, -1, Number.NaN, '65535'],
+      'grpc.keepalive_time_ms': [Number.NaN, -2, '1000', null],
+      'grpc.keepalive_timeout_ms': [Number.NaN, 0, -1, 2 ** 31, '1000'],
+      'grpc.keepalive_permit_without_calls': [true, 2, '1'],
+      'grpc.max_receive_message_length': [Number.NaN, -2, '4096'],
+      'grpc.primary_user_agent': [1],
+      'grpc.secondary_user_agent': [{}],
+    };
+    for (const [name, values] of Object.entries(wrong)) {
+      for (const value of values) {
+        const options = { [name]: value } as grpc.ClientOptions;
+        const expected = {
+          code: 'ERR_KEDGE_OPTIONS',
+          target: AUTHORITY,
+          message: new RegExp(`channel options: .${name.replaceAll('.', '[.]')}. is a`),
+        };
+        assert.throws(() => new (wrap(EchoClient))(ADDRESS, undefined, options), expected, `${name} ${value}`);
+        assert.throws(() => channel(ADDRESS, undefined, options), expected, `${name} ${value}`);
+      }
     }
-    for (const window of [1, 65_535, 2 ** 31 - 1]) {
-      const client = open(window);
-      assert.equal((await unary(client, 'hi')).text, 'hi');
-      client.close();
+    for (const options of [
+      { 'grpc-node.flow_control_window': 1 },
+      { 'grpc-node.flow_control_window': 2 ** 31 - 1 },
+      { 'grpc.keepalive_time_ms': -1, 'grpc.max_receive_message_length': -1 },
+      { 'grpc.keepalive_time_ms': 0, 'grpc.keepalive_permit_without_calls': 1 },
+      { 'grpc.keepalive_time_ms': Number.POSITIVE_INFINITY, 'grpc.keepalive_timeout_ms': 2 ** 31 - 1 },
+    ]) {
+      assert.equal((await unary(new (wrap(EchoClient))(ADDRESS, undefined, options), 'x')).text, 'x');
     }
+  });
+
+  it("has the user agent that it has without a kedge, with the caller's before and after", async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const { port, calls } = await startEchoServer(t);
+    const Wrapped = grpcDialer(kedge.dialer()).wrap(EchoClient);
+    const agents: grpc.ClientOptions[] = [
+      {},
+      { 'grpc.primary_user_agent': 'app/1' },
+      { 'grpc.primary_user_agent': 'app/1', 'grpc.secondary_user_agent': 'lib/2' },
+    ];
+    for (const options of agents) {
+      const raw = new EchoClient(`127.0.0.1:${port}`, grpc.credentials.createInsecure(), options);
+      await Promise.all([unary(raw, 'x'), unary(new Wrapped(ADDRESS, undefined, options), 'x')]);
+      raw.close();
+      assert.deepEqual(kedge.calls.at(-1)!.metadata.get('user-agent'), calls.at(-1)!.metadata.get('user-agent'));
+    }
+    assert.match(
+      String(calls.at(-1)!.metadata.get('user-agent')),
+      /^app[/]1 grpc-node-js[/]\d+[.]\d+[.]\d+\S* lib[/]2$/,
+    );
   });
 
   it('keeps its authority, proves itself to the kedge by its name, and brings the tokens', async (t) => {
@@ -127,6 +165,26 @@ describe('a mapped gRPC call', () => {
       assert.equal(await Promise.race([written, sleep(3000, 'hangs', { ref: false })]), 'written');
       assert.equal(await ended, code);
     }
+  });
+
+  it('calls back what its end found unsent', async (t) => {
+    const silent = await startKedge(t, { onTcp: () => true });
+    const channel = grpcDialer(silent.dialer()).channel(ADDRESS);
+    const call = channel.createCall('/test.Echo/ClientStream', Number.POSITIVE_INFINITY, null, null, null);
+    const status = Promise.withResolvers<grpc.StatusObject>();
+    call.start(new grpc.Metadata(), {
+      onReceiveMetadata: () => {},
+      onReceiveMessage: () => {},
+      onReceiveStatus: status.resolve,
+    });
+    const done: number[] = [];
+    for (const i of [0, 1, 2]) call.sendMessageWithContext({ callback: () => done.push(i) }, Buffer.from('x'));
+    call.cancelWithStatus(grpc.status.CANCELLED, 'enough');
+    assert.equal((await status.promise).code, grpc.status.CANCELLED);
+    call.sendMessageWithContext({ callback: () => done.push(3) }, Buffer.from('x'));
+    assert.ok(!done.includes(3), 'not before it returns');
+    await sleep(20);
+    assert.deepEqual(done, [0, 1, 2, 3]);
   });
 
   it('shares connections: 200 calls to 20 services open at most 2', async (t) => {
@@ -492,6 +550,27 @@ describe('the life of gRPC connections', () => {
     await Promise.all([dialer.destroy(), second.destroy()]);
     await assert.rejects(running, { code: grpc.status.UNAVAILABLE });
     await assert.rejects(held, { code: grpc.status.UNAVAILABLE });
+  });
+
+  it('destroy() and close() of the client end a call whose own credentials never come', async (t) => {
+    const kedge = await startGrpcKedge(t);
+    const credentials = grpc.credentials.createFromMetadataGenerator(() => {});
+    const slow: TokenSource = { name: 'slow', peek: () => undefined, token: async () => 'late' };
+    for (const proxyAuth of [undefined, slow]) {
+      for (const end of ['destroy', 'close'] as const) {
+        const dialer = kedge.dialer({ mapper: single(kedge.route({ proxyAuth })) });
+        const client = new (grpcDialer(dialer).wrap(EchoClient))(ADDRESS);
+        const call = unary(client, 'x', undefined, { credentials }).catch((error: grpc.ServiceError) => error);
+        await sleep(100);
+        if (end === 'destroy') void dialer.destroy();
+        else client.close();
+        const error = await Promise.race([call, sleep(2000, undefined, { ref: false })]);
+        assert.ok(error instanceof Error, `${end}: the call goes on`);
+        assert.ok(isKedgeError(error.cause) && error.cause.code === 'ERR_KEDGE_CLOSED');
+        assert.equal(dialer.stats().inFlight, 0);
+      }
+    }
+    assert.equal(kedge.calls.length, 0);
   });
 
   it('refuses what would change what is dialled', async (t) => {

@@ -140,7 +140,7 @@ export async function spawnNode<Ready = unknown>(
 }
 
 /** The path of the real executable: a signal to npx would not reach its child. */
-function nodeExecutable(major: number | undefined): Promise<string> {
+export function nodeExecutable(major: number | undefined): Promise<string> {
   if (major === undefined || process.versions.node.startsWith(`${major}.`)) return Promise.resolve(process.execPath);
   let found = executables.get(major);
   if (found === undefined) {

@@ -7,7 +7,7 @@ import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import v8 from 'node:v8';
 import * as undici from 'undici';
-import { createDialer, type Dialer, single } from '../../src/index.ts';
+import { createDialer, type Dialer, type KedgeError, single } from '../../src/index.ts';
 import { KEDGE_NAME, type Seen, startKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
 import { kedgeProcesses } from '../helpers/reference-kedge.ts';
@@ -209,6 +209,50 @@ describe('a failed dial', () => {
     relay.is = 'up';
     await sleep(150);
     await call();
+  });
+
+  it('after a GOAWAY that left requests out lets them be made again at once', async (t) => {
+    const kedge = await startKedge(t, {
+      handler: (request, response) => {
+        const { stream } = request as http2.Http2ServerRequest;
+        if (stream.id === 1 || relay.is === 'up') response.end('ok');
+        // The first that was left to wait, and all the others that are here.
+        else setTimeout(() => stream.session?.goaway(0, 1), 20);
+      },
+    });
+    const relay = await startRelay(t, kedge.port);
+    const dialer = kedge.dialer({
+      mapper: single(kedge.route({ kedge: relay.url })),
+      http: { protocol: 'h2', connections: 1 },
+    });
+    const dispatcher = dialer.dispatcher as undici.Dispatcher;
+    await (await undici.request(TARGET, { dispatcher })).body.dump();
+    relay.is = 'down';
+    const ends: string[] = [];
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const send = (again: boolean) => {
+      const end = (how: string) => {
+        ends.push(how);
+        // In the callback itself, as who tries again without a pause does.
+        if (again) send(false);
+        else if (ends.length === 20) resolve();
+      };
+      const options = { origin: TARGET, path: '/', method: 'POST' as const, body: 'x' };
+      dispatcher.dispatch(options, {
+        onRequestStart: () => {},
+        onResponseStart: () => {},
+        onResponseData: () => {},
+        onResponseEnd: () => end('served'),
+        onResponseError: (_controller, error) => end((error as KedgeError).code),
+      });
+    };
+    for (let i = 0; i < 10; i += 1) send(true);
+    await promise;
+    assert.deepEqual(ends, Array(20).fill('ERR_KEDGE_TLS'));
+    assert.equal(dialer.stats().inFlight, 0);
+    relay.is = 'up';
+    await sleep(110);
+    await (await undici.request(TARGET, { dispatcher })).body.dump();
   });
 
   it('for an upgrade, which the kedge has no HTTP/1.1 for, is nothing to other calls', async (t) => {

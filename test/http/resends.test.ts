@@ -157,6 +157,56 @@ describe('a connection that ends without a byte', () => {
   });
 });
 
+describe('a connection of HTTP/1.1 that ends', () => {
+  const whole = 'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok';
+  const cases = [
+    { what: 'within the head of its first answer', answers: ['HTTP/1.1 200 OK\r\ncontent-le'], stale: false },
+    { what: 'within the head of its second answer', answers: [whole, 'HTTP/1.1 200 OK\r\ncontent-le'], stale: false },
+    { what: 'with the first letter of its second answer', answers: [whole, 'H'], stale: false },
+    { what: 'after an interim answer', answers: [whole, 'HTTP/1.1 103 Early Hints\r\n\r\n'], stale: false },
+    { what: 'without a byte of its second answer', answers: [whole, ''], stale: true },
+  ];
+  for (const { what, answers, stale } of cases) {
+    for (const how of ['end', 'resetAndDestroy'] as const) {
+      for (const method of ['GET', 'POST']) {
+        const isResent = stale && method === 'GET';
+        it(`${what} (${how}) ${isResent ? 'is stale: its request goes to the same kedge' : 'is lost: nothing is sent to that kedge again'}: ${method}`, async (t) => {
+          const good = await ledger(t, ok);
+          let requests = 0;
+          const raw = await startRawKedge(t, 'http/1.1', (socket, tcp) => {
+            const left = raw.connections === 1 ? [...answers] : [];
+            socket.on('data', (chunk) => {
+              if (!chunk.toString().startsWith(method)) return;
+              requests += 1;
+              const answer = left.length === 0 ? whole : left.shift()!;
+              socket.write(answer);
+              if (answer === whole) return;
+              if (how === 'end') socket.end();
+              else setTimeout(() => tcp.resetAndDestroy(), 20);
+            });
+          });
+          const one = via([raw], good.kedge, { http: { protocol: 'h1', connections: 1 } });
+          for (const answer of answers) {
+            const sent = send(one, method, method === 'GET' ? null : 'pay 100');
+            if (answer === whole || isResent) assert.equal(await sent, 'ok');
+            else await assert.rejects(sent, { code: 'ERR_KEDGE_CONNECTION' });
+          }
+          assert.equal(requests, answers.length + (isResent ? 1 : 0));
+        });
+      }
+    }
+  }
+
+  it('within its answer lets what is idempotent go to the next kedge, and nothing else', async (t) => {
+    const good = await ledger(t, ok);
+    const raw = await startRawKedge(t, 'http/1.1', (socket) => socket.once('data', () => socket.end('HTTP/1.1 200 ')));
+    const two = via([raw, good.kedge], good.kedge, { http: { protocol: 'h1' } });
+    await assert.rejects(send(two, 'POST', 'pay 100'), { code: 'ERR_KEDGE_CONNECTION' });
+    assert.equal(await send(two, 'GET', null), 'ok');
+    assert.deepEqual(good.executed, ['GET /']);
+  });
+});
+
 describe('a GOAWAY', () => {
   for (const code of [0, 2, 11]) {
     it(`with code ${code} leaves the streams above its last one unprocessed`, async (t) => {

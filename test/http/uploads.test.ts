@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
-import type { Http2ServerRequest } from 'node:http2';
+import http2, { type ClientHttp2Stream, type Http2ServerRequest } from 'node:http2';
+import type { AddressInfo } from 'node:net';
 import { Readable } from 'node:stream';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as undici from 'undici';
+import { Uploads } from '../../src/http/uploads.ts';
 import { type KedgeHandler, sha256, startKedge, type TestKedge } from '../helpers/kedge.ts';
 
 const TARGET = 'http://orders.us1:8080/';
@@ -213,5 +215,69 @@ describe('uploads over HTTP/2', () => {
       const reply = await undici.request(TARGET, { dispatcher, method: 'POST', body: Buffer.alloc(5 * MIB) });
       assert.equal(await reply.body.text(), String(5 * MIB));
     }
+  });
+});
+
+describe('an upload over HTTP/2 whose writer does not wait', () => {
+  it('has one piece with Node at a time, and all of it arrives once and in order', async (t) => {
+    const server = http2.createServer();
+    const received: Buffer[] = [];
+    server.on('stream', (stream) => {
+      stream.respond();
+      stream.on('data', (chunk: Buffer) => {
+        received.push(chunk);
+        // A slow reader.
+        stream.pause();
+        setTimeout(() => stream.resume(), 1);
+      });
+      stream.on('end', () => stream.end());
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const session = http2.connect(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    t.after(() => {
+      session.destroy();
+      server.close();
+    });
+    const stream = session.request({ ':method': 'POST' });
+    let withNode = 0;
+    let most = 0;
+    const own = Object.getPrototypeOf(stream) as ClientHttp2Stream;
+    const counted = {
+      write(this: ClientHttp2Stream, chunk: Uint8Array, encoding: undefined, written: (error?: Error | null) => void) {
+        withNode += 1;
+        most = Math.max(most, withNode);
+        return own.write.call(this, chunk as never, encoding as never, (error) => {
+          withNode -= 1;
+          written(error);
+        });
+      },
+    };
+    Object.setPrototypeOf(stream, Object.setPrototypeOf(counted, own));
+    new Uploads(session).watch(stream);
+    const body = bytes(4 * MIB);
+    const large = 100 * 1024;
+    const written: number[] = [];
+    let at = 0;
+    const write = () => {
+      if (at >= body.length) return;
+      const from = at;
+      at += large;
+      stream.write(body.subarray(from, at), () => {
+        written.push(from);
+        // As who writes the next chunk whenever one is done, or there is room.
+        if (from % (2 * large) === 0) write();
+      });
+      if (at >= body.length) stream.end();
+    };
+    stream.on('drain', write);
+    for (let i = 0; i < 5; i += 1) write();
+    stream.resume();
+    await new Promise((resolve) => stream.once('close', resolve));
+    assert.equal(most, 1, `${most} pieces were with Node at once`);
+    assert.ok(Buffer.concat(received).equals(body));
+    assert.deepEqual(
+      written,
+      Array.from({ length: Math.ceil(body.length / large) }, (_, i) => i * large),
+    );
   });
 });

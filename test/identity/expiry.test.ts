@@ -8,7 +8,16 @@ import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createAuthority } from '../../examples/pki.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { createDialer, type Identity, isKedgeError, type KedgeError, pem, pemFiles, single } from '../../src/index.ts';
+import {
+  createDialer,
+  type Identity,
+  type IdentitySnapshot,
+  isKedgeError,
+  type KedgeError,
+  pem,
+  pemFiles,
+  single,
+} from '../../src/index.ts';
 import { echoClient, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { authority, KEDGE_NAME, startKedge } from '../helpers/kedge.ts';
 import { tempDir } from '../helpers/temp.ts';
@@ -91,6 +100,39 @@ describe('a certificate that expires', () => {
     for (let i = 0; i < 50 && kedge.sockets.size > 0; i += 1) await sleep(10);
     assert.equal(kedge.sockets.size, 0);
   });
+
+  for (const wire of ['h1', 'h2', 'gRPC'] as const) {
+    it(`serves the first call after its identity has another, which it need not tell (${wire})`, async (t) => {
+      const kedge = await (wire === 'gRPC' ? startGrpcKedge(t) : startKedge(t));
+      let current: () => IdentitySnapshot;
+      const identity = { current: () => current(), subscribe: () => () => {} };
+      const dialer = kedge.dialer({
+        identity,
+        onWarning: () => {},
+        ...(wire === 'gRPC' ? {} : { http: { protocol: wire } }),
+      });
+      const client = new (grpcDialer(dialer).wrap(echoClient()))('a.us1:1');
+      const call = async () =>
+        wire === 'gRPC' ? unary(client, 'x') : (await dialer.fetch('http://a.us1/', { method: 'POST' })).text();
+      for (const end of ['the same one', 'an error']) {
+        const { current: valid } = await lasting(-1000, 1500);
+        current = valid;
+        await call();
+        if (end === 'an error') {
+          current = () => {
+            throw new Error('no certificate any more');
+          };
+        }
+        await sleep(valid().notAfter.getTime() - Date.now() + 100);
+        await assert.rejects(call(), expired);
+        await assert.rejects(call(), expired);
+      }
+      current = (await lasting(-1000, 60_000)).current;
+      await call();
+      assert.equal(dialer.stats().kedges[0]!.identity!.serial, current().serial);
+      assert.equal(kedge.connections.at(-1)!.clientSerial.toLowerCase(), current().serial.toLowerCase());
+    });
+  }
 
   it('by a clock that is wrong serves again when that is right, and ends its connections when it expires', async (t) => {
     const kedge = await startGrpcKedge(t);

@@ -52,12 +52,31 @@ describe('a CA without a client certificate', () => {
     const other = await createAuthority('another CA');
     const stranger = createDialer({ mapper: single(open.route()), identity: pem({ ca: other.cert }) });
     await assert.rejects(stranger.fetch('http://a.us1/'), causeOf('ERR_KEDGE_CERTIFICATE'));
+    const byRoute = createDialer({ mapper: single(open.route({ identity: pem({ ca: other.cert }) })) });
+    const system = createDialer({ mapper: single(open.route()) });
+    for (const [dialer, hint] of [
+      [stranger, /not from a CA in `ca` of the identity, the dialer's or the route's \(`kedge-dialer check` says/],
+      [byRoute, /not from a CA in `ca` of the identity, the dialer's or the route's/],
+      [system, /not from a CA of the system, and the identity, the dialer's or the route's, has no `ca`/],
+    ] as const) {
+      await assert.rejects(dialer.fetch('http://a.us1/'), ({ cause }: Error) => hint.test((cause as Error).message));
+      await dialer.destroy();
+    }
+    const wrongName = createDialer({
+      mapper: single(open.route({ serverName: 'other.test' })),
+      identity: pem({ ca: open.ca.cert }),
+    });
+    await assert.rejects(
+      wrongName.fetch('http://a.us1/'),
+      ({ cause }: Error) => /other\.test/.test(String(cause)) && !/`ca`/.test(String(cause)),
+    );
+    await wrongName.destroy();
     const nobody = createDialer({ mapper: single(strict.route()), identity: pem({ ca: strict.ca.cert }) });
     await assert.rejects(nobody.fetch('http://a.us1/'), (error: Error) => {
       assert.match(String(error.cause), /refused no client certificate/);
       return true;
     });
-    for (const dialer of [stranger, nobody]) await dialer.destroy();
+    await nobody.destroy();
   });
 
   it('is followed when its file is replaced, and kept while the file is wrong', async (t) => {

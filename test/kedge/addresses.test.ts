@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { coreOf } from '../../src/core.ts';
+import { coreOf } from '../../src/engine/core.ts';
 import { single } from '../../src/index.ts';
 import { Addresses } from '../../src/kedge/addresses.ts';
 import { KEDGE_NAME, startKedge } from '../helpers/kedge.ts';

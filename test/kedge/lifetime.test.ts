@@ -3,9 +3,17 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectDialer } from '../../src/connect/index.ts';
-import { coreOf } from '../../src/core.ts';
+import { coreOf } from '../../src/engine/core.ts';
 import { grpcDialer } from '../../src/grpc/index.ts';
-import { createDialer, type Identity, isKedgeError, type KedgeError, pem, single } from '../../src/index.ts';
+import {
+  createDialer,
+  type Identity,
+  isKedgeError,
+  type KedgeError,
+  pem,
+  single,
+  type TokenSource,
+} from '../../src/index.ts';
 import { startBlackHole } from '../helpers/black-hole.ts';
 import { echoClient, type GrpcServerOptions, startGrpcKedge, unary } from '../helpers/grpc-kedge.ts';
 import { type KedgeHandler, startKedge } from '../helpers/kedge.ts';
@@ -93,17 +101,22 @@ describe('destroy(error)', () => {
 
   it('ends every call that waits, whatever the listener of one of them throws', async (t) => {
     const warnings: Error[] = [];
-    const dialer = createDialer({ mapper: () => undefined, onWarning: (warning) => warnings.push(warning) });
+    const never: TokenSource = { name: 'never', peek: () => undefined, token: () => new Promise(() => {}) };
+    const mapper = single({ kedge: 'https://kedge.example.com', proxyAuth: never });
+    const dialer = createDialer({ mapper, onWarning: (warning) => warnings.push(warning) });
     t.after(() => dialer.destroy());
-    const { waiting } = coreOf(dialer);
     const ended: number[] = [];
     for (let i = 0; i < 3; i += 1) {
-      waiting.add({
-        fail: () => {
-          ended.push(i);
-          if (i === 0) throw new Error('of the listener');
+      dialer.dispatcher.dispatch(
+        { origin: 'http://a.us1', path: '/', method: 'GET' },
+        {
+          onRequestStart: () => {},
+          onResponseError: () => {
+            ended.push(i);
+            if (i === 0) throw new Error('of the listener');
+          },
         },
-      });
+      );
     }
     await dialer.destroy();
     assert.deepEqual(ended, [0, 1, 2]);

@@ -178,7 +178,11 @@ describe('loadWinchConfig', () => {
         content,
       );
     }
-    assert.throws(() => loadWinchConfig({ mapper: join(dir, 'none') }), { message: /none: cannot be read \(ENOENT\)/ });
+    const mapper = join(dir, 'none');
+    assert.throws(() => loadWinchConfig({ mapper }), { message: /`mapper`: .*none: cannot be read \(ENOENT\)/ });
+    assert.throws(() => loadWinchConfig({ mapper: { routes: [] }, auth: mapper }), {
+      message: /`auth`: .*none: cannot be read \(ENOENT\)/,
+    });
     assert.equal(({} as Record<string, unknown>)['routes'], undefined);
     for (const nothing of [undefined, {}, { mapper: 1 }, { mapper: null }]) {
       assert.throws(() => loadWinchConfig(nothing as never), { code: 'ERR_KEDGE_ROUTE' });

@@ -1,4 +1,5 @@
 import type { OutgoingHttpHeaders } from 'node:http';
+import type { Tokens } from '../engine/credentials.ts';
 import { KedgeError } from '../support/errors.ts';
 
 /**
@@ -34,13 +35,6 @@ const SINGLE = new Set(
 const MAX_HEADER_BYTES = 60 * 1024;
 const ENTRY_BYTES = 32;
 
-/** The tokens of a call, as header values. */
-export interface CallTokens {
-  readonly proxyAuth: string | undefined;
-  readonly backendAuth: string | undefined;
-  readonly overrideAuthorization: boolean;
-}
-
 /**
  * Checks what a caller put into the headers of an RPC, so that it can hurt no call but its own. `ownBytes` is the size of
  * what goes out besides.
@@ -67,7 +61,7 @@ export function checkCallHeaders(headers: OutgoingHttpHeaders, bringsProxyAuth: 
 }
 
 /** What a call's headers have besides its metadata, for {@link checkCallHeaders}. */
-export function ownBytes(authority: string, method: string, tokens: CallTokens): number {
+export function ownBytes(authority: string, method: string, tokens: Tokens): number {
   return authority.length + method.length + (tokens.proxyAuth?.length ?? 0) + (tokens.backendAuth?.length ?? 0);
 }
 

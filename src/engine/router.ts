@@ -1,28 +1,17 @@
 import { LRUCache } from 'lru-cache';
 import { Bearer } from '../auth/bearer.ts';
+import type { TokenSource } from '../auth/token-source.ts';
 import type { AnyIdentity } from '../identity/identity.ts';
-import { type Hop, hop } from '../kedge/kedge.ts';
+import { hop } from '../kedge/kedge.ts';
 import type { PeerPolicy } from '../kedge/peer.ts';
+import type { Mapper } from '../mapper/mapper.ts';
 import { addressesOf, type Route, route } from '../route.ts';
 import { abandon } from '../support/abandon.ts';
 import { debug } from '../support/debug.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
 import { isIP, type Target, targetOf, type Wire } from '../target.ts';
-import type { Mapper } from './mapper.ts';
-
-/** A route made ready for calls: everything that can be worked out before one is made. */
-export interface Plan {
-  readonly hops: readonly Hop[];
-  readonly proxyAuth: Bearer | undefined;
-  readonly backendAuth: Bearer | undefined;
-  readonly overrideAuthorization: boolean;
-}
-
-/** Where a target goes: `plan` is undefined when it is not a kedge destination. */
-export interface Resolved {
-  readonly target: Target;
-  readonly plan: Plan | undefined;
-}
+import { Credentials } from './credentials.ts';
+import type { Plan, Resolved } from './plan.ts';
 
 /** What routes inherit from the dialer. */
 export interface RouterDefaults {
@@ -117,17 +106,11 @@ export class Router {
     const kedges = new Set(hops.map(({ key }) => key)).size;
     // Each would be given up for the other with every look at them.
     if (kedges > maxKedges) throw refuse(target, `a route of ${kedges} kedges needs \`maxKedges\` of as many`);
-    return {
-      hops,
-      proxyAuth: this.bearer(found.proxyAuth),
-      backendAuth: this.bearer(found.backendAuth),
-      overrideAuthorization: found.overrideAuthorization ?? false,
-    };
+    return { hops, credentials: new Credentials(found, (source) => this.bearer(source)) };
   }
 
   /** One for each source, so that routes which share a source share its checked token. */
-  private bearer(source: Route['proxyAuth']): Bearer | undefined {
-    if (source === undefined) return undefined;
+  private bearer(source: TokenSource): Bearer {
     let bearer = this.bearers.get(source);
     if (bearer === undefined) {
       bearer = new Bearer(source);

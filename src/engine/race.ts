@@ -1,9 +1,10 @@
-import type { Core } from '../core.ts';
 import type { Hop } from '../kedge/kedge.ts';
-import type { Plan } from '../mapper/router.ts';
+import type { Session } from '../rpc/session.ts';
+import type { SessionPool } from '../rpc/session-pool.ts';
 import { isKedgeError, type KedgeError } from '../support/errors.ts';
-import type { Session } from './session.ts';
-import type { SessionPool } from './session-pool.ts';
+import type { Core } from './core.ts';
+import { Endpoints } from './endpoints.ts';
+import type { Plan } from './plan.ts';
 
 /** The open pool of a kedge; the wire decides with which settings, and sees to it that a call which waits asks again. */
 export type PoolOf = (hop: Hop) => SessionPool;
@@ -18,12 +19,11 @@ interface Place {
  * Which kedges of its route one RPC has asked, and which it is waiting for: the first to be ready gets the call. A kedge
  * that is slow to connect keeps no call from the next one (as clients do with addresses, RFC 8305).
  */
-export class Attempts {
-  private readonly core: Core;
+export class Race {
   private readonly plan: Plan;
   private readonly poolOf: PoolOf;
-  /** By their place in the route; most calls never need these. */
-  private asked: Set<number> | undefined;
+  private readonly asked: Endpoints;
+  /** By their place in the route; most calls never need it. */
   private waiting: Map<number, Place> | undefined;
   /** Picked, but not opened yet: what a call's credentials are fetched for keeps its room. */
   private picked: Session | undefined;
@@ -31,9 +31,9 @@ export class Attempts {
   private lastError: KedgeError | undefined;
 
   constructor(core: Core, plan: Plan, poolOf: PoolOf) {
-    this.core = core;
     this.plan = plan;
     this.poolOf = poolOf;
+    this.asked = new Endpoints(core, plan);
   }
 
   /** The kedge that it is at, or was last, by its place in the route. */
@@ -66,8 +66,9 @@ export class Attempts {
       }
     }
     while (!isPatient) {
-      const index = this.choose();
+      const index = this.asked.next();
       if (index === -1) break;
+      this.asked.add(index);
       const session = this.ask(index);
       if (isKedgeError(session)) continue;
       if (session.state === 'ready') return this.take(index, session);
@@ -75,7 +76,7 @@ export class Attempts {
     }
     if (this.waiting !== undefined && this.waiting.size > 0) return 'wait';
     // Whoever asks again, by its retry policy or because it waits until one is ready, may have any of them.
-    this.asked = undefined;
+    this.asked.clear();
     const error = this.lastError;
     this.lastError = undefined;
     // None was left to ask: the dialer has been closed, say. With `asked` empty one is, and that gives a session, a wait or
@@ -85,10 +86,8 @@ export class Attempts {
 
   /** A kedge turned the call away or was lost: another is asked first, if there is one. */
   turnedAway(at: number): void {
-    if (this.most === 1) return;
-    this.asked ??= new Set();
     this.asked.add(at);
-    if (this.asked.size >= this.most) this.asked = undefined;
+    if (this.asked.areExhausted) this.asked.clear();
   }
 
   /** The stream is there, and takes the room itself. */
@@ -104,23 +103,8 @@ export class Attempts {
     for (const index of [...this.waiting.keys()]) {
       this.leave(index);
       // It has not failed.
-      this.asked?.delete(index);
+      this.asked.delete(index);
     }
-  }
-
-  /** How many kedges may be asked in one go. */
-  private get most(): number {
-    return Math.min(this.core.options.failover.attempts, this.plan.hops.length);
-  }
-
-  private choose(): number {
-    const { asked } = this;
-    if (asked !== undefined && asked.size >= this.most) return -1;
-    const index = this.core.kedges.choose(this.plan.hops, asked);
-    if (index === -1) return -1;
-    this.asked ??= new Set();
-    this.asked.add(index);
-    return index;
   }
 
   private askAgain(index: number): Session | KedgeError {
@@ -130,7 +114,7 @@ export class Attempts {
     this.leave(index);
     const { failure, isTurnedAway } = session;
     // Rather the next kedge than a full connection to this one. A kedge that said goodbye is asked for one more.
-    if (failure !== undefined && !isTurnedAway && !pool.closed && this.most > 1) {
+    if (failure !== undefined && !isTurnedAway && !pool.closed && this.asked.most > 1) {
       this.lastError = failure;
       return failure;
     }
@@ -163,7 +147,7 @@ export class Attempts {
   private take(index: number, session: Session): Session {
     session.pick();
     this.release();
-    this.asked?.delete(index);
+    this.asked.delete(index);
     this.picked = session;
     this.current = index;
     return session;

@@ -1,31 +1,26 @@
-import { ExpiryWarnings } from './kedge/expiry.ts';
-import { Kedges } from './kedge/kedges.ts';
-import { type Resolved, Router } from './mapper/router.ts';
-import type { ResolvedOptions } from './options.ts';
-import { KedgeError } from './support/errors.ts';
-import type { Wire } from './target.ts';
+import { ExpiryWarnings } from '../kedge/expiry.ts';
+import { Kedges } from '../kedge/kedges.ts';
+import type { ResolvedOptions } from '../options.ts';
+import { KedgeError } from '../support/errors.ts';
+import type { Wire } from '../target.ts';
+import { RetryBudget } from './attempts.ts';
+import { type Call, Calls } from './calls.ts';
+import type { Plan, Resolved } from './plan.ts';
+import { Router } from './router.ts';
 
-/** A call that no connection knows of yet, so that nobody else would end it. */
-export interface WaitingCall {
-  fail(error: Error): void;
-}
-
-/**
- * What the two wires of one dialer share: where targets go, the kedges, and the dialer's life. A call is counted from
- * the moment it is accepted until it is over, so that closing can wait for it wherever it stands.
- */
+/** What the wires of one dialer share: where targets go, the kedges, the calls, and the dialer's life. */
 export class Core {
   readonly options: ResolvedOptions;
   readonly kedges: Kedges;
-  readonly waiting = new Set<WaitingCall>();
+  readonly calls = new Calls();
+  readonly budget: RetryBudget;
   private readonly router: Router;
-  private calls = 0;
-  private idle: (() => void) | undefined;
   private closing: Promise<void> | undefined;
 
   constructor(options: ResolvedOptions) {
     this.options = options;
     this.router = new Router(options.mapper, options.maxTargets, options);
+    this.budget = new RetryBudget(options.failover.retryBudget);
     this.kedges = new Kedges(options.maxKedges, {
       timeouts: options.connect,
       maxConnectionAgeMs: options.connect.maxConnectionAgeMs,
@@ -39,10 +34,6 @@ export class Core {
 
   get closed(): boolean {
     return this.closing !== undefined;
-  }
-
-  get inFlight(): number {
-    return this.calls;
   }
 
   /**
@@ -67,13 +58,14 @@ export class Core {
     return this.router.resolve(wire, input);
   }
 
-  begin(): void {
-    this.calls += 1;
+  /** The kedge that a call goes to first, by its place in the route. */
+  first(plan: Plan): number {
+    return this.kedges.choose(plan.hops);
   }
 
-  end(): void {
-    this.calls -= 1;
-    if (this.calls === 0) this.idle?.();
+  /** The same for who does not call, and so must not take the turn of a call that would find out whether a kedge is back. */
+  likely(plan: Plan): number {
+    return this.kedges.likely(plan.hops);
   }
 
   /** Takes no new calls, lets those under way finish, then closes every connection. */
@@ -86,27 +78,24 @@ export class Core {
   destroy(error?: Error): Promise<void> {
     const reason = error instanceof Error ? error : destroyed(error);
     const closed = this.close();
-    for (const call of this.waiting) this.fail(call, reason);
+    this.endPending(reason);
     this.kedges.destroy(reason);
-    this.idle?.();
+    this.calls.release();
     return closed;
   }
 
-  /** What the listener of one call throws must not keep the others from their end. */
-  private fail(call: WaitingCall, reason: Error): void {
-    try {
-      call.fail(reason);
-    } catch (cause) {
+  /** Ends the calls that no connection would end, or those of them that are `meant`. */
+  endPending(reason: Error, meant?: (call: Call) => boolean): void {
+    const onThrow = (cause: unknown) =>
       this.options.onWarning(new Error('kedge-dialer: the listener of a call that was ended threw', { cause }));
-    }
+    this.calls.fail(reason, onThrow, meant);
   }
 
   private async shutdown(): Promise<void> {
-    if (this.calls > 0) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.idle = resolve;
-      const timer = setTimeout(() => void this.destroy(late(this.options.drainTimeoutMs)), this.options.drainTimeoutMs);
-      await promise;
+    if (this.calls.inFlight > 0) {
+      const { drainTimeoutMs } = this.options;
+      const timer = setTimeout(() => void this.destroy(late(drainTimeoutMs)), drainTimeoutMs);
+      await this.calls.over();
       clearTimeout(timer);
     }
     await this.kedges.close();
