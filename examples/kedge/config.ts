@@ -249,7 +249,7 @@ const grpcRoute: Reader<GrpcRoute> = (node) => {
 };
 
 /** `<service>(.<namespace>)(.<any suffix>)(:<port's name or number>)`, as the original takes it. */
-const K8S_NAME = /^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.[a-z0-9.-]+)?)?(?::([a-z0-9-]+))?$/;
+const K8S_NAME = /^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.[a-z0-9.-]+)?)?(?::([a-z0-9-]*))?$/;
 
 const backend: Reader<BackendConfig> = (node) => {
   const fields = object<BackendConfig & { balancer: string }>({
@@ -272,7 +272,7 @@ const backend: Reader<BackendConfig> = (node) => {
       const { dnsPortName } = object<{ dnsPortName: string }>({ dnsPortName: text })(at);
       const parts = K8S_NAME.exec(required(at, 'dns_port_name', dnsPortName));
       if (parts === null) throw expected(`${at.path}.dns_port_name`, 'service.namespace:port');
-      return { service: parts[1]!, namespace: parts[2] ?? 'default', port: parts[3] };
+      return { service: parts[1]!, namespace: parts[2] ?? 'default', port: parts[3] || undefined };
     },
   })(node);
   const { host, srv, k8s, security } = fields;

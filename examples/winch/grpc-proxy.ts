@@ -1,13 +1,11 @@
 import http2 from 'node:http2';
-import type { Dialer, KedgeError } from 'kedge-dialer';
-import { isKedgeError } from 'kedge-dialer';
+import { type Dialer, isKedgeError } from 'kedge-dialer';
 import { type ConnectSessionManager, connectDialer } from 'kedge-dialer/connect';
 import { endWith, joinStreams } from '../grpc-streams.ts';
 import { endToEnd } from '../headers.ts';
 
 const MAX_TARGETS = 1000;
-const [UNIMPLEMENTED, UNAVAILABLE] = [12, 14];
-
+const [UNIMPLEMENTED, INTERNAL, UNAVAILABLE] = [12, 13, 14];
 /** Plaintext gRPC on this machine: each call goes on as HTTP/2 frames, so that its messages need not be understood. */
 export function createGrpcProxy(dialer: Dialer, debug: boolean, log: (message: string) => void): http2.Http2Server {
   const { sessionManager } = connectDialer(dialer);
@@ -40,11 +38,15 @@ export function createGrpcProxy(dialer: Dialer, debug: boolean, log: (message: s
       else joinStreams(stream, upstream, (received) => endToEnd(received, () => true));
       if (debug) log(`${authority}${path}`);
     } catch (error) {
-      const cause = isKedgeError(error) ? error : ((error as Error).cause as KedgeError | undefined);
-      const status =
-        cause?.code === 'ERR_KEDGE_UNMAPPED' ? UNIMPLEMENTED : ((error as { code?: unknown }).code ?? UNAVAILABLE);
-      log(String((cause ?? (error as Error)).message));
-      endWith(stream, typeof status === 'number' ? status : UNAVAILABLE, String(cause?.message ?? 'the call failed'));
+      const { code, cause } = error as { code?: unknown; cause?: unknown };
+      const known = [error, cause].find(isKedgeError);
+      const reason = known?.message ?? 'the call failed';
+      log(known?.message ?? String(error));
+      // The codes and words of the original.
+      if (known?.code === 'ERR_KEDGE_UNMAPPED')
+        endWith(stream, UNIMPLEMENTED, `${authority} is not a kedge destination`);
+      else if (known?.stage === 'token') endWith(stream, INTERNAL, `transport: cannot get token: ${reason}`);
+      else endWith(stream, typeof code === 'number' ? code : UNAVAILABLE, reason);
     }
   });
   return server;

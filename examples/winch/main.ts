@@ -8,11 +8,14 @@
 import { once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles, type WinchLogin } from 'kedge-dialer';
+import { createDialer, type DialerOptions, loadWinchConfig, pem, pemFiles } from 'kedge-dialer';
+import { Counter, Registry } from 'prom-client';
 import { configSource, helpOf, readFlagFile, readFlags } from '../flags.ts';
+import { Cors } from './cors.ts';
 import { createGrpcProxy } from './grpc-proxy.ts';
-import { HttpProxy, refuse } from './http-proxy.ts';
-import { Metrics, pages, startMonitoring } from './pages.ts';
+import { httpProxy, refuse } from './http-proxy.ts';
+import { Logins } from './logins.ts';
+import { pacOf, pages, startMonitoring } from './pages.ts';
 
 const FLAGS = {
   server_http_port: 8070,
@@ -44,8 +47,7 @@ const IGNORED = {
   winch_reverseproxy_buffer_size_bytes: BUFFERS,
   winch_reverseproxy_flushing_interval: BUFFERS,
 };
-const HEADERS_TIMEOUT_MS = 10_000;
-const MAX_HEADER_BYTES = 65_536;
+const LIMITS = { headersTimeout: 10_000, connectionsCheckingInterval: 1_000, maxHeaderSize: 65_536 };
 
 async function main(): Promise<void> {
   const { values, warnings } = readFlags(FLAGS, IGNORED, process.argv.slice(2));
@@ -55,82 +57,49 @@ async function main(): Promise<void> {
   }
   const isQuiet = /^(?:error|fatal|panic)$/i.test(values.log_level);
   const log = (message: string) => isQuiet || console.error(`winch: ${message}`);
-
-  const server = http.createServer({
-    headersTimeout: HEADERS_TIMEOUT_MS,
-    connectionsCheckingInterval: 1000,
-    maxHeaderSize: MAX_HEADER_BYTES,
-  });
+  const server = http.createServer(LIMITS);
   const port = await listen(server, values.server_http_port);
-  const logins = new Map<string, { state: string | null; resolve(url: URL): void }>();
-  const login: WinchLogin = {
-    origin: `http://127.0.0.1:${port}`,
-    open: (source, authorizationUrl, callback, signal) =>
-      new Promise((resolve, reject) => {
-        console.error(`winch: log in for ${source}: ${authorizationUrl.href}`);
-        logins.set(callback.pathname, { state: authorizationUrl.searchParams.get('state'), resolve });
-        signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-      }),
-  };
+  const logins = new Logins();
+  const { server_auth_config_path: authPath, server_auth_config: auth } = values;
   const config = loadWinchConfig({
-    ...parsed('mapper', values.server_mapper_config_path, values.server_mapper_config),
-    ...(values.server_auth_config_path === '' && values.server_auth_config === ''
-      ? {}
-      : parsed('auth', values.server_auth_config_path, values.server_auth_config)),
-    login,
+    mapper: parsed('mapper', values.server_mapper_config_path, values.server_mapper_config),
+    ...(authPath + auth === '' ? {} : { auth: parsed('auth', authPath, auth) }),
+    login: { origin: `http://127.0.0.1:${port}`, open: logins.open },
   });
   for (const warning of [...warnings, ...config.warnings]) log(warning);
   if (config.routes === 0) throw new Error('the mapper has no routes');
   if (values.client_insecure && config.tokenSources.size > 0)
     throw new Error('--client_insecure with auth sources would hand their tokens to anybody');
-  const { client_tls_cert_file: cert, client_tls_key_file: key, client_tls_root_ca_files: caFiles } = values;
+  const { client_tls_cert_file: cert, client_tls_key_file: key, client_tls_root_ca_files: cas } = values;
   const dialer = createDialer({
     mapper: config.mapper,
-    ...identityOf(cert, key, caFiles.split(',').filter(Boolean)),
+    ...identityOf(cert, key, listOf(cas)),
     ...(values.client_insecure ? { peer: { dangerouslySkipVerification: true } } : {}),
     onWarning: (warning) => log(warning.message),
   });
 
-  const metrics = new Metrics();
-  const proxy = new HttpProxy({
-    dialer,
-    log,
-    debug: values.debug_mode,
-    corsOrigins: new Set(values.cors_allowed_origin.split(',').filter(Boolean)),
-    count: (status) => metrics.requests.inc({ status }),
-  });
-  const own = pages({
-    port,
-    pacExpressions: values.pac_redirect_sh_expressions,
-    pacFile: values.pac_file,
-    tokenSources: config.tokenSources,
-    metrics,
-    metricsPath: values.server_metrics_path,
-    onCallback: (url) => {
-      const login = logins.get(url.pathname);
-      // Any page may send a browser here: only who brings the state of this log-in ends it (RFC 6749 §10.12).
-      if (login === undefined || login.state === null || login.state !== url.searchParams.get('state')) return false;
-      logins.delete(url.pathname);
-      login.resolve(url);
-      return true;
-    },
-  });
+  const registry = new Registry();
+  const help = 'Proxied HTTP requests by status';
+  const requests = new Counter({ name: 'winch_requests_total', help, labelNames: ['status'], registers: [registry] });
+  const { debug_mode: debug, server_http_monitoring_address: elsewhere, server_metrics_path: path } = values;
+  const cors = new Cors(listOf(values.cors_allowed_origin));
+  const proxy = httpProxy({ dialer, log, debug, cors, count: (status) => requests.inc({ status }) });
+  const pac = pacOf(values.pac_file, listOf(values.pac_redirect_sh_expressions), port);
+  const metrics = { registry, path };
+  const { tokenSources } = config;
+  const own = pages({ port, pac, tokenSources, logins, metrics: elsewhere === '' ? metrics : undefined });
   server.on('request', (request, response) => {
     const served = request.url!.startsWith('/') ? own(request, response) : proxy.handle(request, response);
-    served.catch(() => refuse(response, 500, 'transport-unknown-error', 'internal error'));
+    served.catch((error) => log(refuse(response, error)));
   });
-  server.on('upgrade', (request, socket, head) => void proxy.upgrade(request, socket, head));
-  server.on('connect', (request, socket, head) => proxy.connect(request, socket, head));
-  const grpcServer = createGrpcProxy(dialer, values.debug_mode, log);
+  server.on('upgrade', proxy.upgrade).on('connect', proxy.connect);
+  const grpcServer = createGrpcProxy(dialer, debug, log);
   const grpcPort = values.server_grpc_port === 0 ? undefined : await listen(grpcServer, values.server_grpc_port);
-
-  const monitoring = await startMonitoring(values.server_http_monitoring_address, values.server_metrics_path, metrics);
+  const monitoring = elsewhere === '' ? undefined : await startMonitoring(elsewhere, metrics);
 
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, async () => {
-      server.close();
-      monitoring?.close();
-      grpcServer.close();
+      for (const each of [server, grpcServer, monitoring]) each?.close();
       await dialer.close();
       process.exit(0);
     });
@@ -146,23 +115,25 @@ async function listen(server: http.Server | ReturnType<typeof createGrpcProxy>, 
 }
 
 /** A path as it is, so that errors name the file. */
-function parsed<K extends 'mapper' | 'auth'>(name: K, path: string, inline: string): Record<K, string | object> {
+function parsed(name: string, path: string, inline: string): string | object {
   const source = configSource(`server_${name}_config`, path, inline);
-  return { [name]: source.path ?? (JSON.parse(source.read()) as object) } as Record<K, string | object>;
+  return source.path ?? (JSON.parse(source.read()) as object);
 }
 
-function identityOf(cert: string, key: string, cas: string[]): Pick<DialerOptions, 'identity'> {
-  if (cert === '' && key === '') {
-    if (cas.length > 0)
-      throw new Error('--client_tls_root_ca_files goes with --client_tls_cert_file and --client_tls_key_file');
-    return {};
-  }
-  // A file that is not there is an error now, not of each call.
-  const text = { cert: readFlagFile('client_tls_cert_file', cert), key: readFlagFile('client_tls_key_file', key) };
+/** One file of CAs is watched, with the certificate; several are read once. A file that is not there is an error now. */
+function identityOf(certFile: string, keyFile: string, cas: string[]): Pick<DialerOptions, 'identity'> {
+  const shows = certFile !== '' || keyFile !== '';
   const ca = cas.map((path) => readFlagFile('client_tls_root_ca_files', path)).join('\n');
-  // One file is watched; several are read once.
-  if (cas.length > 1) return { identity: pem({ ...text, ca }) };
-  return { identity: pemFiles({ cert, key, ...(cas.length === 0 ? {} : { ca: cas[0]! }) }) };
+  if (!shows) return cas.length === 0 ? {} : { identity: cas.length === 1 ? pemFiles({ ca: cas[0]! }) : pem({ ca }) };
+  const cert = readFlagFile('client_tls_cert_file', certFile);
+  const key = readFlagFile('client_tls_key_file', keyFile);
+  if (cas.length > 1) return { identity: pem({ cert, key, ca }) };
+  const trust = cas.length === 0 ? {} : { ca: cas[0]! };
+  return { identity: pemFiles({ cert: certFile, key: keyFile, ...trust }) };
+}
+
+function listOf(text: string): string[] {
+  return text.split(/[\s,]+/).filter(Boolean);
 }
 
 main().catch((error: Error) => {

@@ -1,102 +1,77 @@
 import { once } from 'node:events';
 import http from 'node:http';
 import type { TokenSource } from 'kedge-dialer';
-import { Counter, Registry } from 'prom-client';
+import type { Registry } from 'prom-client';
 import { readFlagFile } from '../flags.ts';
+import type { Logins } from './logins.ts';
 
-/** What winch counts. */
-export class Metrics {
-  readonly registry = new Registry();
-  readonly requests = new Counter({
-    name: 'winch_requests_total',
-    help: 'Proxied HTTP requests by status',
-    labelNames: ['status'],
-    registers: [this.registry],
-  });
+export interface Metrics {
+  readonly registry: Registry;
+  readonly path: string;
 }
 
 export interface PagesOptions {
-  /** The proxy's own port, for the PAC file and the allow-list. */
+  /** The proxy's own, for the allow-list of hosts. */
   readonly port: number;
-  /** Shell expressions of hosts that go through winch, comma separated; empty: every host. */
-  readonly pacExpressions: string;
-  /** A file to serve in place of the PAC. */
-  readonly pacFile: string;
+  readonly pac: string;
   readonly tokenSources: ReadonlyMap<string, TokenSource>;
-  readonly metrics: Metrics;
-  readonly metricsPath: string;
-  /** Somebody came back from logging in. True when that one was expected. */
-  onCallback(url: URL): boolean;
+  readonly logins: Logins;
+  /** Undefined: they are shown elsewhere. */
+  readonly metrics: Metrics | undefined;
 }
+
+const CLEAR = '/winch/cleartoken/';
 
 /**
  * Winch's own pages. Only for who asks for this machine by its own name: a page elsewhere whose name resolves to 127.0.0.1
  * (DNS rebinding) gets nothing.
  */
-export function pages(
-  options: PagesOptions,
-): (request: http.IncomingMessage, response: http.ServerResponse) => Promise<void> {
-  const { port, metrics, tokenSources } = options;
+export function pages({ port, pac, tokenSources, logins, metrics }: PagesOptions) {
   const hosts = new Set(['127.0.0.1', 'localhost', '[::1]'].map((name) => `${name}:${port}`));
-  const pac = options.pacFile === '' ? pacOf(options.pacExpressions, port) : readFlagFile('pac_file', options.pacFile);
-  return async (request, response) => {
-    const url = URL.parse(request.url!, `http://127.0.0.1:${port}`);
-    if (!hosts.has((request.headers.host ?? '').toLowerCase())) {
-      response.writeHead(403).end('winch: this is not how winch is called\n');
-    } else if (url === null) {
-      response.writeHead(400).end();
-    } else if (url.pathname === '/wpad.dat') {
-      response.setHeader('content-type', 'application/x-ns-proxy-autoconfig');
-      response.end(pac);
-    } else if (url.pathname === '/version') {
-      response.end(`kedge-dialer winch, Node ${process.version}\n`);
-    } else if (url.pathname === options.metricsPath) {
-      response.setHeader('content-type', metrics.registry.contentType);
-      response.end(await metrics.registry.metrics());
-    } else if (url.pathname.startsWith('/winch/cleartoken/')) {
-      // A page elsewhere may point here, but changes nothing (https://www.w3.org/TR/fetch-metadata/).
-      if (!/^(?:none|same-origin)$/.test(String(request.headers['sec-fetch-site'] ?? 'none'))) {
-        response.writeHead(403).end('winch: not from another page\n');
-        return;
-      }
-      const source = tokenSources.get(decodeURIComponent(url.pathname.slice('/winch/cleartoken/'.length)));
-      source?.invalidate?.();
-      response.writeHead(source === undefined ? 404 : 200).end(source === undefined ? 'no such source\n' : 'cleared\n');
-    } else if (options.onCallback(url)) {
-      response.end('You are logged in. This page can be closed.\n');
-    } else {
-      response
-        .writeHead(404)
-        .end('winch: a proxy for http: URLs; its own pages are /wpad.dat, /version and /metrics\n');
-    }
+  const clear = (name: string, from: string): [status: number, text: string] => {
+    // A page elsewhere may point here, but changes nothing (https://www.w3.org/TR/fetch-metadata/).
+    if (from !== 'none' && from !== 'same-origin') return [403, 'winch: not from another page\n'];
+    const source = tokenSources.get(name);
+    source?.invalidate?.();
+    return source === undefined ? [404, 'no such source\n'] : [200, 'cleared\n'];
+  };
+  return async ({ url: target, headers }: http.IncomingMessage, response: http.ServerResponse): Promise<void> => {
+    const answer = (status: number, text: string, type = 'text/plain') =>
+      response.writeHead(status, { 'content-type': type }).end(text);
+    const url = new URL(target!.replace(/^\/+/, '/'), `http://127.0.0.1:${port}`);
+    const { pathname: path } = url;
+    if (!hosts.has((headers.host ?? '').toLowerCase())) answer(403, 'winch: this is not how winch is called\n');
+    else if (path === '/wpad.dat') answer(200, pac, 'application/x-ns-proxy-autoconfig');
+    else if (path === '/version') answer(200, `kedge-dialer winch, Node ${process.version}\n`);
+    else if (path === metrics?.path) await show(metrics, response);
+    else if (path.startsWith(CLEAR))
+      answer(...clear(decodeURIComponent(path.slice(CLEAR.length)), String(headers['sec-fetch-site'] ?? 'none')));
+    else if (logins.end(url)) answer(200, 'You are logged in. This page can be closed.\n');
+    else answer(404, 'winch: a proxy for http: URLs; its own pages are /wpad.dat, /version and /metrics\n');
   };
 }
 
 /** `host:port`: the metrics at an address of their own, such as for a collector elsewhere, and nothing else. */
-export async function startMonitoring(
-  address: string,
-  path: string,
-  { registry }: Metrics,
-): Promise<http.Server | undefined> {
-  if (address === '') return undefined;
+export async function startMonitoring(address: string, metrics: Metrics): Promise<http.Server> {
   const [, host, port] = /^\[?([^\]]*?)\]?:([0-9]{1,5})$/.exec(address) ?? [];
   if (port === undefined) throw new Error('--server_http_monitoring_address is host:port');
-  const server = http.createServer(async (request, response) => {
-    if (request.url !== path) response.writeHead(404).end();
-    else response.setHeader('content-type', registry.contentType).end(await registry.metrics());
+  const server = http.createServer((request, response) => {
+    if (request.url === metrics.path) void show(metrics, response);
+    else response.writeHead(404).end();
   });
-  server.listen(Number(port), host || '0.0.0.0');
+  server.listen(Number(port), host || undefined);
   await once(server, 'listening');
   return server;
 }
 
-/** Expressions become string literals of the script and nothing else. */
-function pacOf(expressions: string, port: number): string {
-  const conditions = expressions
-    .split(',')
-    .map((each) => each.trim())
-    .filter(Boolean)
-    .map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
+async function show({ registry }: Metrics, response: http.ServerResponse): Promise<void> {
+  response.setHeader('content-type', registry.contentType).end(await registry.metrics());
+}
+
+/** A file, or a script for hosts of these expressions, which become string literals and nothing else; none: every host. */
+export function pacOf(file: string, expressions: readonly string[], port: number): string {
+  if (file !== '') return readFlagFile('pac_file', file);
+  const conditions = expressions.map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
   return `function FindProxyForURL(url, host) {
   if (isPlainHostName(host) || !shExpMatch(url, "http:*")) return "DIRECT";
   if (${conditions.join(' || ') || 'true'}) return "PROXY 127.0.0.1:${port}; DIRECT";

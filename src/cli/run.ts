@@ -7,7 +7,10 @@ import { type Command, HELP, parse } from './options.ts';
 /** Two folders up from the source, and from what is built of it. */
 const PACKAGE = new URL('../../package.json', import.meta.url);
 
-/** The exit status: 0 where the target can be reached (explain: where it is understood), 1 otherwise, 2 for a wrong command. */
+/**
+ * The exit status: 0 where the target can be reached (explain: where it is understood; load: where what was expected holds), 1
+ * otherwise, 2 for a wrong command.
+ */
 export async function run(args: readonly string[]): Promise<number> {
   let command: Command;
   try {
@@ -26,9 +29,18 @@ export async function run(args: readonly string[]): Promise<number> {
     console.log(version);
     return 0;
   }
-  const { dialer, target, wire, json, warnings } = command;
+  const { dialers, target, wire, json, warnings } = command;
+  const dialer = dialers[0]!;
   for (const warning of warnings) console.error(`warning: ${warning}`);
   try {
+    if (command.is === 'load') {
+      const { load } = await import('./load.ts');
+      const stop = new AbortController();
+      process.once('SIGINT', () => stop.abort());
+      const report = await load(dialers, target, wire, command.plan, stop.signal);
+      console.log(json ? JSON.stringify(report, null, 2) : inspect(report));
+      return report.ok ? 0 : 1;
+    }
     const explanation = dialer.explain(target, { wire });
     if (command.is === 'explain') {
       console.log(json ? JSON.stringify(explanation, null, 2) : inspect(explanation));
@@ -46,6 +58,6 @@ export async function run(args: readonly string[]): Promise<number> {
     else console.error(`${code}: ${message}`);
     return 1;
   } finally {
-    await dialer.destroy();
+    await Promise.all(dialers.map((each) => each.destroy()));
   }
 }

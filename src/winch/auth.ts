@@ -80,7 +80,7 @@ const build: { [K in Exclude<keyof AuthSource, 'name'>]: Build<K> } = {
   token: (name, { token = '' }) => staticToken(token, { name }),
   dummy: (name, { value = '' }) => staticToken(value, { name }),
   kube: (name, { user, path }) =>
-    kubeconfigToken({ name, ...(user ? { user } : {}), ...(path ? { path: path.replace(/^~(?=\/)/, home) } : {}) }),
+    kubeconfigToken({ name, ...(user ? { user } : {}), ...(path ? { path: fromHome(path) } : {}) }),
   oidc: (name, { provider = '', clientId = '', secret, scopes, path, loginCallbackPath }, login) => {
     const options: OidcTokenOptions = {
       name,
@@ -89,7 +89,7 @@ const build: { [K in Exclude<keyof AuthSource, 'name'>]: Build<K> } = {
       grant: 'refresh_token',
       scopes: [...new Set(['openid', 'offline_access', ...(scopes ?? [])])],
       ...(secret ? { clientSecret: secret } : {}),
-      ...(path ? { cacheFile: path.replace(/^~(?=\/)/, home) } : {}),
+      ...(path ? { cacheFile: fromHome(path) } : {}),
     };
     if (login === undefined || !loginCallbackPath) return oidcToken(options);
     const callback = new URL(loginCallbackPath, login.origin);
@@ -106,6 +106,7 @@ const build: { [K in Exclude<keyof AuthSource, 'name'>]: Build<K> } = {
     }),
 };
 
-function home(): string {
-  return process.env['HOME'] ?? '~';
+/** The two ways in which the original's files name it. */
+function fromHome(path: string): string {
+  return path.replace(/^(?:~|\$HOME)(?=\/)/, () => process.env['HOME'] ?? '~');
 }

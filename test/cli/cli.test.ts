@@ -150,8 +150,8 @@ describe('kedge-dialer', () => {
     const hint = async (command: string) => (await run(command, 'http://a.us1')).out.split('\n')[0];
     assert.equal(await hint('explian'), 'kedge-dialer: unknown command explian; did you mean explain?');
     assert.equal(await hint('chek'), 'kedge-dialer: unknown command chek; did you mean check?');
-    assert.equal(await hint('dial'), 'kedge-dialer: unknown command dial; there are explain and check');
-    assert.equal(await hint('http://ada:canary-word@a.us1'), 'kedge-dialer: the command is explain or check');
+    assert.equal(await hint('dial'), 'kedge-dialer: unknown command dial; there are explain, check and load');
+    assert.equal(await hint('http://ada:canary-word@a.us1'), 'kedge-dialer: the command is explain, check or load');
   });
 
   it('helps, and refuses what makes no sense with status 2', async () => {

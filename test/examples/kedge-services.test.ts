@@ -12,6 +12,7 @@ import { echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
 import { startNamedBackend } from '../helpers/named-backend.ts';
 import { kedgeProcesses } from '../helpers/reference-kedge.ts';
 import { ApiServer, type Item, sliceOf } from './api-server.ts';
+import { vectors } from './vectors/read.ts';
 
 const OPTIONS = { suffix: 'ext.test', prefix: 'kedge.com/' };
 /** How long the API server is away in the test of that. */
@@ -57,60 +58,45 @@ describe('services become routes and backends', () => {
       grpc: { backends: [{ name: 'something', k8s: { dns_port_name: 's2.ns1:some' } }] },
     },
   );
-  const ports = (wire: string): Port[] => [
-    [wire, 1, 1],
-    [`${wire}-2`, 2, 'two'],
-    [`${wire}-2-duplicate`, 222, 'two'],
-    [`${wire}-3`, 3],
-    ['not-supported', 4, 4],
-    [`${wire}-plain-duplicate`, 80, 'two'],
-    [`${wire}tls-5`, 443, 'five'],
-    [`${wire}tls`, 447, 'six'],
-  ];
-
-  for (const wire of ['http', 'grpc'] as const) {
-    it(`over ${wire}: by the names of their ports, with the host of their annotation`, () => {
-      const host = 's2.external2.host.test';
-      const { config, skipped } = read(base, [service('s2', 'ns1', ports(wire), { 'kedge.com/host-matcher': host })]);
-      assert.deepEqual(skipped, []);
-      const { routes, backends } = shortOf(config, wire);
-      assert.deepEqual(routes, [
-        'something:1234 -> already_there',
-        `${host}:1 -> s2_ns1_1`,
-        `${host}:2 -> s2_ns1_two`,
-        `${host}:3 -> s2_ns1_3`,
-        `${host}:80 -> s2_ns1_two`,
-        `${host}:222 -> s2_ns1_two`,
-        `${host}:443 -> s2_ns1_five`,
-        `${host}:447 -> s2_ns1_six`,
-      ]);
-      assert.deepEqual(backends, [
-        `s2_ns1_1 = s2.ns1:${wire}`,
-        `s2_ns1_3 = s2.ns1:${wire}-3`,
-        `s2_ns1_five = s2.ns1:${wire}tls-5 tls`,
-        `s2_ns1_six = s2.ns1:${wire}tls tls`,
-        `s2_ns1_two = s2.ns1:${wire}-2-duplicate`,
-        'something = s2.ns1:some',
-      ]);
-      const other = wire === 'http' ? 'grpc' : 'http';
-      assert.deepEqual(shortOf(config, other), shortOf(base, other), 'the other wire is as it was');
-    });
-
-    it(`over ${wire}: changed, and gone`, () => {
-      const changed = service('s2', 'ns1', [
-        [wire, 1, 1],
-        [`${wire}-4`, 4, 'four'],
-        [`${wire}-5`, 5],
-        ['not-supported', 4, 4],
-      ]);
-      assert.deepEqual(shortOf(read(base, [changed]).config, wire).routes.slice(1), [
-        's2.ns1.svc.ext.test:1 -> s2_ns1_1',
-        's2.ns1.svc.ext.test:4 -> s2_ns1_four',
-        's2.ns1.svc.ext.test:5 -> s2_ns1_5',
-      ]);
-      assert.deepEqual(shortOf(read(base, []).config, wire), shortOf(base, wire));
-    });
+  interface Discovery {
+    suffix: string;
+    prefix: string;
+    files: { director: object; pool: object };
+    events: { type: string; object: Item; routes: string[]; backends: string[] }[];
   }
+
+  for (const wire of ['http', 'grpc'] as const)
+    it(`over ${wire}: as the original's tests say`, () => {
+      const { files: own, events, ...options } = vectors<Discovery>('discovery', { wire });
+      const seen = new Map<string, Item>();
+      for (const { type, object, routes, backends } of events) {
+        if (type === 'DELETED') seen.delete(object.metadata.name);
+        else seen.set(object.metadata.name, object);
+        const from = files(own.director, own.pool);
+        const { config, skipped } = withServices(from, [...seen.values()] as unknown as V1Service[], options);
+        assert.deepEqual(skipped, []);
+        const found = shortOf(config, wire);
+        const sorted = found.routes.map((each) => each.replace(' -> ', ' ')).sort();
+        assert.deepEqual(sorted, routes, type);
+        assert.equal(found.backends.length, backends.length, type);
+        for (const [i, each] of backends.entries()) {
+          // One of several ports with one target: which, the original leaves to chance.
+          const [name, service, ports, tls = ''] = each.split(' ');
+          const any = ports!.split('|').map((port) => `${name} = ${service}:${port} ${tls}`.trim());
+          assert.ok(any.includes(found.backends[i]!), `${type}: ${found.backends[i]}`);
+        }
+        // What is more particular comes first; the other wire is as it was.
+        const ports = found.routes
+          .filter((route) => !route.startsWith('something'))
+          .map((route) => /:(\d+) /.exec(route)![1]);
+        assert.deepEqual(
+          ports,
+          ports.toSorted((one, other) => Number(one) - Number(other)),
+        );
+        const other = wire === 'http' ? 'grpc' : 'http';
+        assert.deepEqual(shortOf(config, other), shortOf(from, other));
+      }
+    });
 
   it('leaves out what cannot be served, by name, and serves the others', () => {
     const host = (value: string) => ({ 'kedge.com/host-matcher': value });

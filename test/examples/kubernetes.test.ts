@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
+import { join, relative } from 'node:path';
 import { describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import * as certManager from '@kubernetes-models/cert-manager/cert-manager.io/v1';
 import * as apps from 'kubernetes-models/apps/v1';
 import * as autoscaling from 'kubernetes-models/autoscaling/v2';
@@ -10,6 +13,7 @@ import * as rbac from 'kubernetes-models/rbac.authorization.k8s.io/v1';
 import * as core from 'kubernetes-models/v1';
 import { parseAllDocuments } from 'yaml';
 import { readConfig } from '../../examples/kedge/config.ts';
+import { tempDir } from '../helpers/temp.ts';
 
 /** The published schemas of Kubernetes and cert-manager. */
 const SCHEMAS: Readonly<Record<string, object>> = {
@@ -27,10 +31,15 @@ interface Manifest {
   kind: string;
   metadata: { name: string; namespace?: string };
   data?: Record<string, string>;
+  spec?: { template?: { spec: { containers: { args?: string[] }[] } } };
+  /** Of a Kustomization. */
+  resources?: string[];
+  patches?: { target: object; patch: string }[];
 }
 
 const folder = new URL('../../examples/kubernetes/', import.meta.url);
-const manifests = readdirSync(folder)
+const all = (readdirSync(folder, { recursive: true }) as string[])
+  .filter((file) => file.endsWith('.yaml'))
   .sort()
   .flatMap((file) =>
     parseAllDocuments(readFileSync(new URL(file, folder), 'utf8'), { uniqueKeys: true }).map((document) => {
@@ -38,6 +47,9 @@ const manifests = readdirSync(folder)
       return [file, document.toJS() as Manifest] as const;
     }),
   );
+const isKustomize = ({ apiVersion }: Manifest) => apiVersion.startsWith('kustomize.config.k8s.io/');
+const manifests = all.filter(([, manifest]) => !isKustomize(manifest));
+const named = (kind: string) => manifests.find(([file, each]) => file === 'kedge.yaml' && each.kind === kind)![1];
 
 describe('the Kubernetes manifests', () => {
   for (const [file, manifest] of manifests) {
@@ -64,12 +76,54 @@ describe('the Kubernetes manifests', () => {
   });
 
   it('hold files that the kedge takes, and flags that it has', () => {
-    const { data } = manifests.find(([, { kind }]) => kind === 'ConfigMap')![1];
+    const { data } = named('ConfigMap');
     const [director, pool] = ['director.json', 'backendpool.json'].map((file) => ({ file, text: data![file]! }));
     assert.equal(readConfig(director!, pool!).http.backends.size, 1);
     const main = readFileSync(new URL('../../examples/kedge/main.ts', import.meta.url), 'utf8');
     const flags = readFileSync(new URL('kedge.yaml', folder), 'utf8').match(/--[a-z_]+(?==)/g)!;
     assert.ok(flags.length > 8);
     for (const flag of flags) assert.ok(main.includes(`${flag.slice(2)}:`), flag);
+    assert.ok(named('Deployment').spec!.template!.spec.containers[0]!.args!.includes('--server_bind_address=::'));
+  });
+
+  it('have a Kustomize base for an empty cluster, and a component that adds what discovery needs', () => {
+    const [component, base] = all.filter(([, manifest]) => isKustomize(manifest));
+    assert.deepEqual([base![0], component![0]], ['kustomization.yaml', 'discovery/kustomization.yaml']);
+    assert.deepEqual([base![1].kind, component![1].kind], ['Kustomization', 'Component']);
+    for (const [file, { resources }] of [base!, component!])
+      for (const each of resources!) {
+        const path = new URL(each, new URL(file, folder)).pathname;
+        const own = manifests.filter(([name]) => new URL(name, folder).pathname === path);
+        assert.ok(own.length > 0, `${file}: ${each}`);
+        const ofOthers = own.filter(([, { apiVersion }]) => apiVersion.startsWith('cert-manager.io'));
+        assert.deepEqual(ofOthers, [], 'an empty cluster knows its own kinds alone');
+      }
+    const main = readFileSync(new URL('../../examples/kedge/main.ts', import.meta.url), 'utf8');
+    for (const [, flag] of component![1].patches![0]!.patch.matchAll(/--([a-z_]+)=/g))
+      assert.ok(main.includes(`${flag}:`), flag);
+  });
+
+  it('are what kubectl makes of base and component', {
+    skip: spawnSync('kubectl', ['version', '--client']).status === 0 ? false : 'needs kubectl',
+  }, async (t) => {
+    const overlay = await tempDir(t);
+    const here = relative(realpathSync(overlay), fileURLToPath(folder));
+    const kustomization = { resources: [here], components: [join(here, 'discovery')] };
+    writeFileSync(join(overlay, 'kustomization.yaml'), JSON.stringify(kustomization));
+    const built = (path: string) => {
+      const { status, stdout, stderr } = spawnSync('kubectl', ['kustomize', path], { encoding: 'utf8' });
+      assert.equal(status, 0, stderr);
+      return parseAllDocuments(stdout).map((each) => each.toJS() as Manifest);
+    };
+    const base = built(fileURLToPath(folder));
+    const files = ['00-namespaces.yaml', 'kedge.yaml'];
+    assert.equal(base.length, manifests.filter(([file]) => files.includes(file)).length);
+    const more = built(overlay);
+    assert.equal(more.length, base.length + 2);
+    const args = more.find(({ kind }) => kind === 'Deployment')!.spec!.template!.spec.containers[0]!.args!;
+    assert.deepEqual(args.slice(-2), [
+      '--kedge_dynamic_routings_enabled=true',
+      '--discovery_external_domain_suffix=us1.prod.clusters.local',
+    ]);
   });
 });

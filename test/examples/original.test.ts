@@ -1,94 +1,120 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
+import http from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { describe, it } from 'node:test';
+import { describe, it, type TestContext } from 'node:test';
 import { helpOf, readFlags } from '../../examples/flags.ts';
 import { readConfig } from '../../examples/kedge/config.ts';
 import { createDialer, single } from '../../src/index.ts';
-import { KEDGE_NAME } from '../helpers/kedge.ts';
+import { authority, KEDGE_NAME } from '../helpers/kedge.ts';
 import { runNode, spawnNode } from '../helpers/process.ts';
-import { kedgeProcesses } from '../helpers/reference-kedge.ts';
+import { type KedgeReady, kedgeProcesses } from '../helpers/reference-kedge.ts';
+import { tempDir } from '../helpers/temp.ts';
 import { ApiServer } from './api-server.ts';
+import { vectors } from './vectors/read.ts';
 
-/** Flags of the original kedge beyond ports and files, each with a value of its own documentation or help. */
-const KEDGE_FLAGS = [
-  'server_bind_address=127.0.0.1',
-  'server_metrics_path=/m',
-  'server_http_max_write_timeout=10s',
-  'server_http_max_read_timeout=10s',
-  'server_tracing_grpc_enabled',
-  'server_sigterm_timeout=40s',
-  'server_tls_client_cert_required=T',
-  'server_enable_oidc_for_debug_endpoints',
-  'unsafe_bearer_token_proxy_auth=t',
-  'log_level=debug',
-  'log_backend_resolution_on_addition',
-  'logstash_hostport=127.0.0.1:1',
-  'logstash_log_tags=a,b',
-  'logstash_write_buffer_size=5000',
-  'logstash_write_timeout=2s',
-  'http_reverseproxy_buffer_size_bytes=32768',
-  'http_reverseproxy_buffer_count=2048',
-  'http_reverseproxy_flushing_interval=10ms',
-  'lbtransport_failed_target_backoff_duration=2s',
-  'lbtransport_trial_dial_timeout=500ms',
-  'k8sresolver_first_update_timouet=300ms',
-  'k8sresolver_resync_timouet=30m0s',
-  'k8sclient_auth_timeout=10s',
-  'k8sclient_tls_insecure',
-];
+interface FlagSet {
+  set: string;
+  /** Null: without a value. A list: once for each. */
+  flags: Record<string, string | string[] | null>;
+}
 
-const WINCH_FLAGS = [
-  'client_insecure',
-  'debug-mode',
-  'log_level=warning',
-  'server_auth_timeout=10s',
-  'server_http_max_read_timeout=15s',
-  'server_http_max_write_timeout=15s',
-  'server_metrics_path=/m',
-  'winch_reverseproxy_buffer_count=2048',
-  'winch_reverseproxy_buffer_size_bytes=32768',
-  'winch_reverseproxy_flushing_interval=10ms',
-  'cors_allowed_origin=http://a.test',
-  'cors_allowed_origin=http://b.test',
-];
+const flagSets = (program: 'kedge' | 'winch', words = {}) =>
+  vectors<Record<typeof program, FlagSet[]>>('flags', words)[program];
 
-describe("what the original's documentation starts", () => {
-  it('starts the kedge with every flag, bare ones too, and says why some mean nothing', async (t) => {
+const argsOf = ({ flags }: FlagSet) =>
+  Object.entries(flags).flatMap(([name, value]) =>
+    [value].flat().map((each) => (each === null ? `--${name}` : `--${name}=${each}`)),
+  );
+
+/** The flags of a program that mean nothing here, each with the reason that `--help` gives. */
+async function ignoredBy(program: 'kedge' | 'winch'): Promise<ReadonlyMap<string, string>> {
+  const { status, out } = await runNode([`examples/${program}/main.ts`, '--help']);
+  assert.equal(status, 0, out);
+  return new Map([...out.matchAll(/^ {2}--(\w+): (.+)$/gm)].map(([, name, reason]) => [name!, reason!]));
+}
+
+/** It warns of those that it was given, and of no other. */
+function warnsOf(ignored: ReadonlyMap<string, string>, { set, flags }: FlagSet, output: string): void {
+  const given = Object.keys(flags).filter((name) => ignored.has(name));
+  const warnings = given.map((name) => `--${name} is ignored: ${ignored.get(name)}`);
+  assert.deepEqual([...output.matchAll(/--\w+ is ignored: .+/g)].map(String), warnings, set);
+}
+
+/** Files of what they say, for the flags that name some. */
+async function filesOf(t: TestContext, contents: Readonly<Record<string, string>>): Promise<Record<string, string>> {
+  const folder = await tempDir(t);
+  for (const [name, content] of Object.entries(contents)) writeFileSync(join(folder, name), content);
+  return Object.fromEntries(Object.keys(contents).map((name) => [name, join(folder, name)]));
+}
+
+async function certificateFiles(t: TestContext): Promise<Record<string, string>> {
+  const ca = await authority();
+  const { cert, key } = await ca.issue({ cn: KEDGE_NAME, dns: [KEDGE_NAME] });
+  return filesOf(t, { cert, key, ca: ca.cert });
+}
+
+describe("every flag of the original's help and documentation", () => {
+  it('starts the kedge, bare ones too, and says why some mean nothing', async (t) => {
     const api = await ApiServer.start(t);
     const folder = join(api.kubeconfig, '..');
-    const processes = await kedgeProcesses(t, { director: {}, backendPool: {} });
-    const kedge = await processes.start('any', [
-      ...KEDGE_FLAGS.map((each) => `--${each}`),
-      '--server_grpc_tls_port=any',
-      '--server_http_port=any',
-      `--k8sclient_kubeapi_url=${api.url}`,
-      `--k8sclient_ca_file=${folder}/ca.crt`,
-      `--k8client_token_file=${folder}/token`,
-    ]);
-    const debug = (path: string, headers = {}) =>
-      fetch(`http://127.0.0.1:${kedge.ready.debugPort}${path}`, { headers });
-    assert.equal((await debug('/_healthz')).status, 200, 'probes bring no token');
-    assert.equal((await debug('/m')).status, 401);
-    const mine = await debug('/m', { authorization: 'Bearer t' });
-    assert.match(await mine.text(), /kedge_connections/);
-    assert.equal((await debug('/metrics', { authorization: 'Bearer t' })).status, 404);
-    assert.equal(kedge.output.match(/--\w+ is ignored: \w+/g)?.length, 16);
+    const provider = http
+      .createServer((_request, response) => response.end(JSON.stringify({ issuer, jwks_uri: `${issuer}/keys` })))
+      .listen(0, '127.0.0.1');
+    await once(provider, 'listening');
+    t.after(() => provider.close().closeAllConnections());
+    const issuer = `http://127.0.0.1:${(provider.address() as AddressInfo).port}`;
+    const words = {
+      ...(await certificateFiles(t)),
+      ...(await filesOf(t, { director: '{"grpc":{},"http":{}}', pool: '{"grpc":{},"http":{}}' })),
+      api: api.url,
+      apiCa: join(folder, 'ca.crt'),
+      apiToken: join(folder, 'token'),
+      kubeconfig: api.kubeconfig,
+      issuer,
+    };
+    const ignored = await ignoredBy('kedge');
+    for (const each of flagSets('kedge', words)) {
+      const kedge = await spawnNode<KedgeReady>(t, 'examples/kedge/main.ts', argsOf(each));
+      const debug = (path: string, headers = {}) =>
+        fetch(`http://127.0.0.1:${kedge.ready.debugPort}${path}`, { headers });
+      warnsOf(ignored, each, kedge.output);
+      assert.equal((await debug('/_healthz')).status, 200, 'probes bring no token');
+      const path = each.flags['server_metrics_path'] ?? '/metrics';
+      const token = each.flags['unsafe_bearer_token_proxy_auth'];
+      assert.equal((await debug(String(path))).status, token === undefined ? 200 : 401, each.set);
+      const mine = await debug(String(path), { authorization: `Bearer ${token}` });
+      assert.match(await mine.text(), /kedge_connections/);
+      await kedge.stop();
+    }
   });
 
-  it('starts winch with every flag, and shows its metrics at the address that is for them', async (t) => {
-    const mapper = JSON.stringify({ routes: [{ direct: { key: 'a.test:80', url: `https://${KEDGE_NAME}` } }] });
-    const port = 20_000 + (process.pid % 20_000);
-    const winch = await spawnNode<{ port: number }>(t, 'examples/winch/main.ts', [
-      '--server_http_port=any',
-      '--server_grpc_port=any',
-      `--server_mapper_config=${mapper}`,
-      `--server_http_monitoring_address=127.0.0.1:${port}`,
-      ...WINCH_FLAGS.map((each) => `--${each}`),
-    ]);
-    assert.match(await (await fetch(`http://127.0.0.1:${port}/m`)).text(), /winch_requests_total/);
-    assert.equal((await fetch(`http://127.0.0.1:${port}/winch/cleartoken/x`)).status, 404);
-    assert.match(await (await fetch(`http://127.0.0.1:${winch.ready.port}/m`)).text(), /winch_requests_total/);
+  it('starts winch, and shows its metrics at the address that is for them', async (t) => {
+    const port = String(20_000 + (process.pid % 20_000));
+    const words = {
+      ...(await certificateFiles(t)),
+      ...(await filesOf(t, {
+        mapper: JSON.stringify({ routes: [{ direct: { key: 'a.test:80', url: `https://${KEDGE_NAME}` } }] }),
+        auth: '{}',
+        pac: 'function FindProxyForURL() { return "DIRECT"; }',
+      })),
+      port,
+    };
+    const ignored = await ignoredBy('winch');
+    for (const each of flagSets('winch', words)) {
+      const winch = await spawnNode<{ port: number }>(t, 'examples/winch/main.ts', argsOf(each));
+      warnsOf(ignored, each, winch.output);
+      const own = (path: string) => fetch(`http://127.0.0.1:${winch.ready.port}${path}`);
+      if ('server_http_monitoring_address' in each.flags) {
+        assert.match(await (await fetch(`http://127.0.0.1:${port}/m`)).text(), /winch_requests_total/);
+        assert.equal((await fetch(`http://127.0.0.1:${port}/winch/cleartoken/x`)).status, 404);
+        assert.equal((await own('/m')).status, 404, 'they are elsewhere');
+      } else assert.match(await (await own('/metrics')).text(), /winch_requests_total/);
+      if ('pac_file' in each.flags) assert.match(await (await own('/wpad.dat')).text(), /return "DIRECT"; }$/);
+      await winch.stop();
+    }
   });
 
   it('reads values as pflag does', () => {
@@ -121,15 +147,12 @@ describe("what the original's documentation starts", () => {
     assert.match(helpOf(defaults, { old: 'it is old' }), /--b_port=1\n[\s\S]*ignored:\n {2}--old: it is old$/);
   });
 
-  it('says in --help what every flag is', async () => {
-    for (const [program, flags] of [
-      ['kedge', KEDGE_FLAGS],
-      ['winch', WINCH_FLAGS],
-    ] as const) {
+  it('is in --help', async () => {
+    for (const program of ['kedge', 'winch'] as const) {
       const { status, out } = await runNode([`examples/${program}/main.ts`, '--help']);
       assert.equal(status, 0, out);
-      for (const flag of flags)
-        assert.match(out, new RegExp(`^ {2}--${flag.split('=')[0]!.replaceAll('-', '_')}[=:]`, 'm'), flag);
+      for (const name of flagSets(program).flatMap(({ flags }) => Object.keys(flags)))
+        assert.match(out, new RegExp(`^ {2}--${name.replaceAll('-', '_')}[=:]`, 'm'), name);
     }
   });
 });
@@ -169,6 +192,7 @@ describe("the original's files", () => {
 
   for (const [name, service, namespace, port] of [
     ['svc', 'svc', 'default', undefined],
+    ['svc:', 'svc', 'default', undefined],
     ['svc:http', 'svc', 'default', 'http'],
     ['svc.ns', 'svc', 'ns', undefined],
     ['svc.ns:8080', 'svc', 'ns', '8080'],
@@ -181,7 +205,7 @@ describe("the original's files", () => {
       assert.deepEqual(k8s, { service, namespace, port });
     });
 
-  for (const name of ['', 'k8s://svc', 'svc:a:b', '.ns', 'svc:'])
+  for (const name of ['', 'k8s://svc', 'svc:a:b', '.ns'])
     it(`do not name a Service as "${name}"`, () => {
       const backend = { name: 'one', k8s: { dns_port_name: name } };
       assert.throws(() => read({}, { http: { backends: [backend] } }), /expected service\.namespace:port/);

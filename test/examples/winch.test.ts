@@ -73,6 +73,7 @@ async function startChain(t: TestContext, flags: readonly string[] = []): Promis
       return;
     }
     response.setHeader('x-winch-error', 'forged');
+    response.setHeader('vary', 'Accept-Language');
     response.setHeader('set-cookie', ['a=1', 'b=2']);
     request.pipe(response.setHeader('x-seen', JSON.stringify({ ...request.headers, url: request.url })));
   });
@@ -119,6 +120,7 @@ async function startChain(t: TestContext, flags: readonly string[] = []): Promis
       routes: [
         { proxy_auth: 'proxy', backend_auth: 'backend', regexp: exp('orders') },
         { proxy_auth: 'wrong', regexp: exp('wrong') },
+        { proxy_auth: 'proxy', backend_auth: 'broken', regexp: exp('nokey') },
         { proxyAuth: 'proxy', regexp: exp('[a-z]+') },
       ],
     },
@@ -127,8 +129,10 @@ async function startChain(t: TestContext, flags: readonly string[] = []): Promis
         { name: 'proxy', token: { token: 'proxy-secret' } },
         { name: 'wrong', token: { token: 'not-the-secret' } },
         { name: 'backend', token: { token: 'backend-secret' } },
+        { name: 'broken', kube: { user: 'nobody', path: join(dir, 'kubeconfig') } },
       ],
     },
+    kubeconfig: '{"apiVersion":"v1","kind":"Config","users":[]}',
     cert: processes.client.cert,
     key: processes.client.key,
     ca: processes.ca,
@@ -229,7 +233,14 @@ describe('winch', () => {
       details: 'unknown route to service',
     });
     await assert.rejects(unary(client('wrong.us1.test'), 'x'), { code: grpc.status.UNAUTHENTICATED });
-    await assert.rejects(unary(client('elsewhere.test'), 'x'), { code: grpc.status.UNIMPLEMENTED });
+    await assert.rejects(unary(client('elsewhere.test'), 'x'), {
+      code: grpc.status.UNIMPLEMENTED,
+      details: 'elsewhere.test is not a kedge destination',
+    });
+    await assert.rejects(unary(client('nokey.us1.test'), 'x'), {
+      code: grpc.status.INTERNAL,
+      details: /^transport: cannot get token: .*token source broken: /,
+    });
   });
 
   it('says what went wrong, and where', async (t) => {
@@ -284,7 +295,7 @@ describe('winch', () => {
   });
 
   it('shows its own pages to this machine by name, and to nobody whose name resolves here', async (t) => {
-    const flags = ['--pac_redirect_sh_expressions=*.us1.test, *.us2.test', '--cors_allowed_origin=http://tool.test'];
+    const flags = ['--pac_redirect_sh_expressions=*.us1.test, *.us2.test'];
     const { port } = await startChain(t, flags);
     const pac = await ask(port, '/wpad.dat');
     assert.equal(pac.headers['content-type'], 'application/x-ns-proxy-autoconfig');
@@ -306,9 +317,64 @@ describe('winch', () => {
     assert.match((await ask(port, '/metrics')).body, /winch_requests_total\{status="200"\} 1/);
     for (const host of ['evil.test', `evil.test:${port}`, `127.0.0.1:${port}.evil.test`, '127.0.0.1'])
       assert.equal((await ask(port, '/winch/cleartoken/proxy', { headers: { host } })).status, 403, host);
-    const from = (origin: string) => ask(port, 'http://orders.us1.test/', { headers: { origin } });
-    assert.equal((await from('http://tool.test')).headers['access-control-allow-origin'], 'http://tool.test');
-    assert.equal((await from('http://evil.test')).headers['access-control-allow-origin'], undefined);
+  });
+
+  it('gives pages elsewhere what the original gives them, and no more', async (t) => {
+    const { port, direct } = await startChain(t, [
+      '--cors_allowed_origin=http://tool.test,http://*.wild.test',
+      '--cors_allowed_origin=http://more.test:8080',
+    ]);
+    const url = 'http://orders.us1.test/';
+    const from = (origin: string, options: Parameters<typeof ask>[2] = {}, to = url) =>
+      ask(port, to, { ...options, headers: { origin, ...options.headers } });
+    const allowed = ({ headers }: Answer) =>
+      Object.fromEntries(Object.entries(headers).filter(([name]) => name.startsWith('access-control-')));
+    for (const origin of ['http://tool.test', 'http://a.wild.test', 'http://a.b.wild.test', 'http://more.test:8080']) {
+      const answer = await from(origin);
+      assert.deepEqual([answer.status, allowed(answer)], [200, { 'access-control-allow-origin': origin }]);
+      assert.equal(answer.headers.vary, 'Accept-Language, Origin', "the backend's is kept");
+      assert.equal((await from(origin, { method: 'POST', body: 'x' })).status, 200);
+      const preflight = await from(origin, {
+        method: 'OPTIONS',
+        headers: { 'access-control-request-method': 'POST', 'access-control-request-headers': 'content-type, accept' },
+      });
+      assert.equal(preflight.status, 204);
+      assert.deepEqual(allowed(preflight), {
+        'access-control-allow-origin': origin,
+        'access-control-allow-methods': 'POST',
+        'access-control-allow-headers': 'content-type, accept',
+      });
+      assert.match(String(preflight.headers.vary), /^Origin, Access-Control-Request-Method/);
+    }
+    const ask4 = (method: string, headers: string) => ({
+      method: 'OPTIONS',
+      headers: { 'access-control-request-method': method, 'access-control-request-headers': headers },
+    });
+    for (const options of [ask4('DELETE', 'accept'), ask4('POST', 'authorization')])
+      assert.deepEqual(allowed(await from('http://tool.test', options)), {});
+    for (const origin of [
+      'http://evil.test',
+      'http://tool.test.evil.test',
+      'http://.wild.test',
+      'http://wild.test',
+      'null',
+    ]) {
+      const answer = await from(origin);
+      assert.deepEqual([answer.status, allowed(answer), answer.headers.vary], [200, {}, 'Accept-Language, Origin']);
+      assert.deepEqual(allowed(await from(origin, ask4('POST', 'accept'))), {});
+      for (const method of ['POST', 'PUT', 'DELETE']) {
+        const forged = await from(origin, { method, ...(method === 'DELETE' ? {} : { body: 'x' }) });
+        assert.equal(forged.status, 403, `${method} of ${origin}`);
+        assert.match(String(forged.headers['x-winch-error']), /a page elsewhere/);
+      }
+      const socket = { headers: { connection: 'upgrade', upgrade: 'websocket' } };
+      assert.equal((await from(origin, socket)).status, 403);
+      // Nothing of ours would be added there.
+      assert.equal((await from(origin, { method: 'POST', body: 'x' }, `${direct}/`)).status, 200);
+    }
+    const inside = await from('http://wrong.us1.test:8080', { method: 'POST', body: 'x' });
+    assert.equal(inside.status, 200, 'a page that is behind a kedge itself');
+    assert.equal((await ask(port, url)).headers.vary, 'Accept-Language, Origin');
   });
 
   it('ends a log-in with the state that it began with, and with no other', async (t) => {
@@ -331,12 +397,16 @@ describe('winch', () => {
     const dir = await tempDir(t);
     const oidc = { provider: issuer, client_id: 'laptop', secret: 's', path: join(dir, 'tokens') };
     const route = { proxy_auth: 'me', direct: { key: 'a.test:80', url: 'https://127.0.0.1:1' } };
+    const other = { proxy_auth: 'me2', direct: { key: 'b.test:80', url: 'https://127.0.0.1:1' } };
     const winch: NodeProcess<{ port: number }> = await spawnNode(t, MAIN, [
       '--server_http_port=any',
       '--server_grpc_port=0',
-      `--server_mapper_config=${JSON.stringify({ routes: [route] })}`,
+      `--server_mapper_config=${JSON.stringify({ routes: [route, other] })}`,
       `--server_auth_config=${JSON.stringify({
-        auth_sources: [{ name: 'me', oidc: { ...oidc, login_callback_path: '/callback' } }],
+        auth_sources: [
+          { name: 'me', oidc: { ...oidc, login_callback_path: '/callback' } },
+          { name: 'me2', oidc: { ...oidc, path: join(dir, 'other-tokens'), login_callback_path: '/callback' } },
+        ],
       })}`,
     ]);
     const { port } = winch.ready;
@@ -344,8 +414,14 @@ describe('winch', () => {
     const waiting = ask(port, 'http://a.test/').finally(() => {
       isAnswered = true;
     });
-    for (let i = 0; i < 200 && !/log in for me: \S+\n/.test(winch.output); i += 1) await sleep(20);
-    const state = new URL(/log in for me: (\S+)/.exec(winch.output)![1]!).searchParams.get('state')!;
+    const stateOf = async (source: string) => {
+      const asked = new RegExp(`log in for ${source}: (\\S+)\n`);
+      for (let i = 0; i < 200 && !asked.test(winch.output); i += 1) await sleep(20);
+      return new URL(asked.exec(winch.output)![1]!).searchParams.get('state')!;
+    };
+    const state = await stateOf('me');
+    const waitingToo = ask(port, 'http://b.test/');
+    const otherState = await stateOf('me2');
     for (const forged of ['?state=x', '?code=stolen', `?state=${state}x&code=stolen`, ''])
       assert.equal((await ask(port, `/callback${forged}`)).status, 404, forged);
     await sleep(200);
@@ -355,6 +431,10 @@ describe('winch', () => {
     assert.equal((await waiting).status, 502, 'nobody is at the kedge');
     assert.deepEqual(codes, ['right']);
     assert.equal((await ask(port, `/callback?state=${state}&code=again`)).status, 404);
+    assert.equal((await ask(port, `/other?state=${otherState}&code=elsewhere`)).status, 404);
+    assert.equal((await ask(port, `/callback?state=${otherState}&code=second`)).status, 200);
+    assert.equal((await waitingToo).status, 502);
+    assert.deepEqual(codes, ['right', 'second']);
   });
 
   it('is a proxy that curl can use', {
@@ -381,7 +461,8 @@ describe('winch', () => {
       [[`--server_mapper_config_path=${join(dir, 'none')}`], /none: cannot be read \(ENOENT\)/],
       [[mapper, '--what'], /Unknown option '--what'/],
       [[mapper, auth, '--client_insecure'], /--client_insecure with auth sources/],
-      [[mapper, '--client_tls_root_ca_files=x'], /goes with --client_tls_cert_file/],
+      [[mapper, '--client_tls_cert_file=x'], /^winch: --client_tls_cert_file: x cannot be read \(ENOENT\)$/m],
+      [[mapper, '--client_tls_root_ca_files=x'], /^winch: --client_tls_root_ca_files: x cannot be read \(ENOENT\)$/m],
       [
         [mapper, '--client_tls_cert_file=/nowhere/c', '--client_tls_key_file=k'],
         /^winch: --client_tls_cert_file: \/nowhere\/c cannot be read \(ENOENT\)$/m,

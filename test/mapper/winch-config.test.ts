@@ -218,4 +218,21 @@ describe('loadWinchConfig', () => {
       });
     }
   });
+
+  for (const home of ['~', '$HOME'])
+    it(`finds files below ${home}`, async (t) => {
+      const dir = await tempDir(t);
+      const users = [{ name: 'me', user: { token: 'canary-kube' } }];
+      await writeFile(join(dir, 'kubeconfig'), JSON.stringify({ apiVersion: 'v1', kind: 'Config', users }));
+      const { HOME } = process.env;
+      process.env['HOME'] = dir;
+      t.after(() => {
+        process.env['HOME'] = HOME;
+      });
+      const { tokenSources } = loadWinchConfig({
+        mapper: { routes: [{ direct }] },
+        auth: { auth_sources: [{ name: 'kube', kube: { user: 'me', path: `${home}/kubeconfig` } }] },
+      });
+      assert.equal(await tokenSources.get('kube')!.token(), 'canary-kube');
+    });
 });
