@@ -47,7 +47,7 @@ type Values = ReturnType<typeof parseArgs<{ options: typeof LOAD_OPTIONS & { pat
 
 const MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000 };
 const EXPECTATION =
-  /^(?:(dns|tcp|tls|first|total)\.)?(p[0-9]{1,2}(?:\.[0-9]+)?|p999|max|errors|rate)\s*(<=?|>=?)\s*([0-9]+(?:\.[0-9]+)?)(ms|s|%)?$/;
+  /^(?:(dns|tcp|proxy|tls|first|total)\.)?(p[0-9]{1,2}(?:\.[0-9]+)?|p999|max|errors|rate)\s*(<=?|>=?)\s*([0-9]+(?:\.[0-9]+)?)(ms|s|%)?$/;
 const HOLDS: Readonly<Record<string, (value: number, limit: number) => boolean>> = {
   '<': (value, limit) => value < limit,
   '<=': (value, limit) => value <= limit,

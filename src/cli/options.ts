@@ -34,6 +34,7 @@ With what:
   --cert, --key <file>   client certificate and its key, PEM
   --ca <file>            the CAs of the kedges, PEM; default: the system's
   --server-name <name>   the name that the kedge's certificate is for, with --kedge
+  --proxy <url>          the HTTP proxy on the way to every kedge
 
   --grpc                 the target is a gRPC service
   --path <path>          what is asked for; default: / or grpc.health.v1.Health
@@ -46,7 +47,7 @@ For load:
   --duration <time>      such as 500ms, 30s or 5m; default: 10s. SIGINT ends it earlier
   --timeout <time>       a call that takes longer has failed; default: 10s
   --expect <conditions>  such as p99<50ms,tls.p90<20ms,errors<0.1%,rate>95: a status of 1 where one does not hold
-                         (p50 to p99.9 and max of dns, tcp, tls, first and total; failures also in numbers: errors<=3)
+                         (p50 to p99.9 and max of dns, tcp, proxy, tls, first and total; failures also in numbers: errors<=3)
   --kedge <url>,<url>    these kedges in turn
   --method <method>      default: GET, or POST with a body
   --data <hex>, --data-file <file>
@@ -90,6 +91,7 @@ const OPTIONS = {
   key: text,
   ca: text,
   'server-name': text,
+  proxy: text,
   grpc: flag,
   path: text,
   json: flag,
@@ -140,11 +142,18 @@ function dialerOf(values: Values): { dialer: Dialer; warnings: string[] } {
   if ((cert === undefined) !== (key === undefined)) throw new Error('--cert and --key go together');
   if (auth !== undefined && values['mapper'] === undefined) throw new Error('--auth goes with --mapper');
   if (serverName !== undefined && kedge === undefined) throw new Error('--server-name goes with --kedge');
-  const options: DialerOptions = { mapper };
+  const options: DialerOptions = {
+    mapper,
+    ...(values['proxy'] !== undefined && { connect: { proxy: String(values['proxy']) } }),
+  };
   const trust = ca === undefined ? {} : { ca: String(ca) };
   if (cert !== undefined) options.identity = pemFiles({ cert: String(cert), key: String(key), ...trust });
   else if (ca !== undefined) options.identity = pemFiles({ ca: String(ca) });
-  return { dialer: createDialer(options), warnings };
+  try {
+    return { dialer: createDialer(options), warnings };
+  } catch (error) {
+    throw error instanceof KedgeError ? new Error(error.reason) : error;
+  }
 }
 
 function unknownCommand(given: string): string {

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
 import type { ServerResponse } from 'node:http';
+import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -8,6 +10,7 @@ import { createAuthority } from '../../examples/pki.ts';
 import { startGrpcKedge } from '../helpers/grpc-kedge.ts';
 import { KEDGE_NAME, type KedgeHandler, startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { runNode } from '../helpers/process.ts';
+import { startProxy } from '../helpers/proxy.ts';
 import { tempDir } from '../helpers/temp.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -88,6 +91,35 @@ describe('kedge-dialer', () => {
       /FAIL tls .*ERR_KEDGE_CERTIFICATE.*the identity, the dialer's or the route's, has no `ca`/,
     );
     assert.match(unknown.out, /FAIL tls .*it shows "[^"]+", issued by "test CA", SHA-256 (?:[0-9A-F]{2}:){31}/);
+  });
+
+  it('goes the way that calls go through a proxy, and ends where that says nothing', async (t) => {
+    const kedge = await startKedge(t, { names: ['k.test'] });
+    const flags = (await files(t, kedge)).map((flag) => (flag === kedge.url ? 'https://k.test' : flag));
+    const own = flags.filter((flag) => flag !== '--server-name' && flag !== KEDGE_NAME);
+    const proxy = await startProxy(t, { 'k.test:443': kedge.port }, 'user:secret');
+    const address = proxy.url.replace('//', '//user:secret@');
+    const { status, out } = await run('check', 'http://a.us1', ...own, '--proxy', address);
+    assert.equal(status, 0, out);
+    assert.match(out, /ok {3}tcp .*\n.*ok {3}proxy .*\n.*ok {3}tls .*\n.*ok {3}request .*status 200/);
+    assert.doesNotMatch(out, /secret/);
+    const refused = await run('check', 'http://a.us1', ...own, '--proxy', proxy.url);
+    assert.equal(refused.status, 1);
+    assert.match(refused.out, /FAIL proxy .*ERR_KEDGE_CONNECT.*407/);
+    const silent = net.createServer((socket) => void socket.on('error', () => {}).resume()).listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    t.after(() => silent.close());
+    const began = performance.now();
+    const mute = await run(
+      'check',
+      'http://a.us1',
+      ...own,
+      '--proxy',
+      `http://127.0.0.1:${(silent.address() as AddressInfo).port}`,
+    );
+    assert.equal(mute.status, 1);
+    assert.match(mute.out, /FAIL proxy .*ERR_KEDGE_CONNECT/);
+    assert.ok(performance.now() - began < 40_000);
   });
 
   it('says which stage failed and why', async (t) => {
