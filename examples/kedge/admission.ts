@@ -1,8 +1,9 @@
 import { resolveAdhoc } from './adhoc.ts';
 import type { Backend, Line } from './backend.ts';
-import { isAllowed, type Peer } from './peer.ts';
+import { isAllowed } from './peer.ts';
 import { Refusal } from './refusal.ts';
 import { lookUp, type WireState } from './state.ts';
+import type { Visit } from './visit.ts';
 
 /**
  * The backend of a route, or of an adhoc rule where there is none, with its addresses known and one request of the peer's
@@ -12,14 +13,18 @@ export async function admit<Route extends { backendName: string; allowedClients:
   { adhocRules, backends, adhoc }: WireState<Route, L>,
   route: Route | undefined,
   { host, port }: { host: string; port: number | undefined },
-  peer: Peer,
+  visit: Visit,
 ): Promise<Backend<L>> {
+  const { peer } = visit;
   let backend: Backend<L>;
   if (route === undefined) {
     const address = await resolveAdhoc(adhocRules, host, port, lookUp);
     if (address === undefined) throw new Refusal(502, 'no-route', 'UNIMPLEMENTED', 'unknown route to service');
+    visit.isAdmitted = true;
     backend = adhoc(address);
   } else if (isAllowed(route.allowedClients, peer)) {
+    visit.isAdmitted = true;
+    visit.backendName = route.backendName;
     const named = backends.get(route.backendName);
     if (named === undefined)
       throw new Refusal(502, 'no-backend', 'UNIMPLEMENTED', 'unknown backend', route.backendName);
@@ -27,6 +32,7 @@ export async function admit<Route extends { backendName: string; allowedClients:
   } else throw new Refusal(403, 'unauthorized', 'PERMISSION_DENIED', 'this client is not allowed');
 
   const { name, shares } = backend;
+  visit.backendName = name;
   const unresolved = backend.ready();
   if (unresolved !== undefined)
     await unresolved.catch(() => {

@@ -1,18 +1,20 @@
 import http2 from 'node:http2';
 import type { TLSSocket } from 'node:tls';
-import type { Metrics } from './debug.ts';
+import type { AccessLog } from './access-log.ts';
 import { H2Exchange } from './exchange.ts';
 import { type GrpcProxy, isGrpc } from './grpc-proxy.ts';
 import { guardSession } from './h2-guard.ts';
 import { readHead } from './headers.ts';
 import type { HttpProxy } from './http-proxy.ts';
+import { metrics } from './metrics.ts';
 import { type Peer, peerOf } from './peer.ts';
 import type { Served } from './server.ts';
+import { Visit } from './visit.ts';
 
 const HEADER_PAIRS = 1_000;
 
 /** HTTP/2 on connections that are handed over: gRPC by its content type, all else is HTTP. */
-export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxHeaderListSize: number): Served {
+export function serveH2(http: HttpProxy, grpc: GrpcProxy, log: AccessLog, maxHeaderListSize: number): Served {
   const sessions = new Set<http2.ServerHttp2Session>();
   let accepting: Peer | undefined;
 
@@ -25,29 +27,27 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxH
   ) => {
     stream.on('error', () => {});
     const wire = isGrpc(headers) ? 'grpc' : 'h2';
-    stream.once('close', () => {
-      const { 'grpc-status': code, ':status': status } = stream.sentHeaders ?? {};
-      metrics.count(wire, String(code ?? status ?? 'none'));
-    });
     const { ':authority': named, ':scheme': scheme, ':method': method = 'GET', ':path': path = '/' } = headers;
     const head = readHead(rawHeaders, peer);
     const isTwofold =
       named !== undefined && head?.host !== undefined && named.toLowerCase() !== head.host.toLowerCase();
-    if (method === 'CONNECT') stream.respond({ ':status': 405 }, { endStream: true });
-    else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold)
-      stream.respond({ ':status': 400 }, { endStream: true });
+    const refuse = (status: number) => {
+      metrics.requests.inc(wire, String(status));
+      stream.respond({ ':status': status }, { endStream: true });
+    };
+    if (method === 'CONNECT') refuse(405);
+    else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold) refuse(400);
     else {
-      const authority = named ?? head.host ?? '';
+      const visit = new Visit(wire, method, path, named ?? head.host ?? '', peer, head, rawHeaders);
       if (wire === 'h2') {
         const hasBody = (flags & http2.constants.NGHTTP2_FLAG_END_STREAM) === 0;
-        http.handle(new H2Exchange(stream, peer, head, rawHeaders, { method, url: path, authority }, hasBody));
+        http.handle(new H2Exchange(stream, visit, hasBody, log));
         return;
       }
       // It is both ends of two pipes, with a few listeners each.
       stream.setMaxListeners(20);
-      grpc
-        .handle(stream, { path, authority, head, rawHeaders, peer })
-        .catch(() => stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR));
+      stream.once('close', () => log.ended(visit, grpcStatusOf(stream)));
+      grpc.handle(stream, visit, log).catch(() => stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR));
     }
   };
 
@@ -79,4 +79,9 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxH
     },
     close: () => {},
   };
+}
+
+function grpcStatusOf({ sentTrailers, sentHeaders }: http2.ServerHttp2Stream): number | undefined {
+  const status = sentTrailers?.['grpc-status'] ?? sentHeaders?.['grpc-status'];
+  return status === undefined ? undefined : Number(status);
 }

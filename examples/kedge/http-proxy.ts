@@ -10,6 +10,7 @@ import { towardsClient, valuesOf } from './headers.ts';
 import type { HttpLine } from './http-line.ts';
 import { Refusal, unauthorized } from './refusal.ts';
 import type { WireState } from './state.ts';
+import type { Visit } from './visit.ts';
 
 /** Where the backend's connection goes when it agrees to an upgrade. */
 export type Join = (socket: Duplex, headers: IncomingHttpHeaders) => void;
@@ -25,13 +26,14 @@ export class HttpProxy {
   }
 
   async handle(exchange: Exchange, join?: Join): Promise<void> {
+    const { visit } = exchange;
     try {
-      const isAdmitted = this.gate.admits(exchange.head.proxyAuthorization);
+      const isAdmitted = this.gate.admits(visit.head.proxyAuthorization);
       if (isAdmitted !== true && !(await isAdmitted)) throw unauthorized();
-      const target = targetOf(exchange);
+      const target = targetOf(visit);
       const state = this.state();
       const named = { host: target.host, port: target.namedPort };
-      const backend = await admit(state, routeHttp(state.routes, target), named, exchange.peer);
+      const backend = await admit(state, routeHttp(state.routes, target), named, visit);
       new Forward(exchange, backend, target.path, join).start();
     } catch (error) {
       if (error instanceof Refusal) exchange.refuse(error);
@@ -47,7 +49,7 @@ interface Target extends HttpTarget {
 
 const SLASH = 47;
 
-function targetOf({ url, authority, rawHeaders }: Exchange): Target {
+function targetOf({ url, authority, rawHeaders }: Visit): Target {
   const refused = (text: string) => new Refusal(400, 'no-route', 'INVALID_ARGUMENT', text);
   const split = splitAuthority(authority);
   if (split === undefined) throw refused('the authority is not a host and port');

@@ -1,6 +1,7 @@
 import type { KubeConfig, V1EndpointSlice } from '@kubernetes/client-node';
 import { watchAll } from './cluster.ts';
 import type { Resolvers } from './config.ts';
+import { metrics } from './metrics.ts';
 import type { Address, Resolver } from './resolver.ts';
 
 /** How long the first answer may take. */
@@ -13,20 +14,24 @@ export function watchEndpoints(
 ): Resolver {
   const first = Promise.withResolvers<void>();
   let all: readonly Address[] | undefined;
+  const target = `${service}.${namespace}${port === undefined ? '' : `:${port}`}`;
   const close = watchAll<V1EndpointSlice>(
     cluster,
     `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices`,
     `kubernetes.io/service-name=${service}`,
     (slices) => {
       all = slices.flatMap((slice) => readyOf(slice, port));
+      metrics.endpoints.set({ target }, all.length);
+      metrics.watchChanges.inc(target);
       first.resolve();
     },
+    () => metrics.watchErrors.inc(target),
   );
   return {
     addresses: async () => {
       let late: NodeJS.Timeout | undefined;
       const tooLate = new Promise<never>((_, reject) => {
-        late = setTimeout(reject, FIRST_MS, new Error(`no endpoints of ${service}.${namespace} within ${FIRST_MS} ms`));
+        late = setTimeout(reject, FIRST_MS, new Error(`no endpoints of ${target} within ${FIRST_MS} ms`));
       });
       await Promise.race([first.promise, tooLate]).finally(() => clearTimeout(late));
       return all!;

@@ -6,9 +6,11 @@
  */
 import { readFileSync, watchFile } from 'node:fs';
 import { configSource, helpOf, readFlags } from '../flags.ts';
+import { AccessLog } from './access-log.ts';
 import { bearerGate, type Gate, oidcGate, openGate } from './auth.ts';
 import { clusterOf } from './cluster.ts';
-import { Metrics, startDebug } from './debug.ts';
+import { startDebug } from './debug.ts';
+import { metrics } from './metrics.ts';
 import { startKedge } from './server.ts';
 import { State } from './state.ts';
 
@@ -110,7 +112,6 @@ async function main(): Promise<void> {
     throw new Error('--kedge_dynamic_routings_enabled needs --discovery_external_domain_suffix');
   const discovery = values.kedge_dynamic_routings_enabled ? { suffix, prefix } : undefined;
 
-  const metrics = new Metrics();
   const state = new State(
     configSource(
       'kedge_config_director_config',
@@ -123,7 +124,7 @@ async function main(): Promise<void> {
       values.kedge_config_backendpool_config,
     ),
     (message) => {
-      if (message.startsWith('configuration')) metrics.reloads.inc({ taken: String(!message.includes('refused')) });
+      if (message.startsWith('configuration')) metrics.reloads.inc(String(!message.includes('refused')));
       log(message);
     },
     values.server_http_max_header_bytes,
@@ -151,7 +152,7 @@ async function main(): Promise<void> {
     maxHeaderBytes: values.server_http_max_header_bytes,
     state,
     gate,
-    metrics,
+    log: new AccessLog(values.log_level),
   });
   // By polling, through symbolic links: certificates are renewed while we run.
   for (const path of [certFile, keyFile, ...caFiles, ...crlFiles]) {
@@ -173,7 +174,6 @@ async function main(): Promise<void> {
           port: portOf(values.server_http_port),
           metricsPath: values.server_metrics_path,
           gate: values.server_enable_oidc_for_debug_endpoints ? gate : openGate,
-          metrics,
           isHealthy: () => !isDraining,
         });
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {

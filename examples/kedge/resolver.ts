@@ -3,6 +3,7 @@ import { isIP } from 'node:net';
 import type { KubeConfig } from '@kubernetes/client-node';
 import type { BackendConfig } from './config.ts';
 import { watchEndpoints } from './k8s.ts';
+import { metrics } from './metrics.ts';
 
 /** Something to dial. */
 export interface Address {
@@ -27,10 +28,13 @@ export function resolverOf({ host, srv, k8s }: BackendConfig, cluster: () => Kub
   if (k8s !== undefined) return watchEndpoints(k8s, cluster());
   if (srv !== undefined) return new Polled(() => lookUpSrv(srv.dnsName, srv.portOverride));
   const { dnsName, port } = host!;
-  return new Polled(async () => ({
-    addresses: (await dns.lookup(dnsName, { all: true })).map(({ address }) => ({ host: address, port })),
-    ttlMs: isIP(dnsName) === 0 ? await ttlOf(dnsName) : Number.POSITIVE_INFINITY,
-  }));
+  return new Polled(async () => {
+    metrics.hostLookUps.inc();
+    return {
+      addresses: (await dns.lookup(dnsName, { all: true })).map(({ address }) => ({ host: address, port })),
+      ttlMs: isIP(dnsName) === 0 ? await ttlOf(dnsName) : Number.POSITIVE_INFINITY,
+    };
+  });
 }
 
 interface Answer {
@@ -81,6 +85,7 @@ class Polled implements Resolver {
 }
 
 async function lookUpSrv(name: string, portOverride: number): Promise<Answer> {
+  metrics.srvLookUps.inc();
   const records = await dns.resolveSrv(name);
   const found = await Promise.all(
     records.map(async ({ name: target, port }) => {

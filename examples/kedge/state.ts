@@ -16,6 +16,7 @@ import {
 import { type Dial, dialOf } from './dial.ts';
 import { GrpcLine } from './grpc-line.ts';
 import { HttpLine } from './http-line.ts';
+import { metrics } from './metrics.ts';
 import { type Address, resolverOf } from './resolver.ts';
 import { type DiscoveryOptions, selectorOf, withServices } from './services.ts';
 
@@ -72,8 +73,8 @@ export class State {
       return known;
     };
     this.wires = {
-      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), shared),
-      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls), shared),
+      http: new Backends('http', (address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), shared),
+      grpc: new Backends('grpc', (address, dial, isTls) => new GrpcLine(address, dial, isTls), shared),
     };
     this.load();
     if (discovery !== undefined) this.stopDiscovery = this.discover(shared(), discovery);
@@ -173,12 +174,14 @@ function doubtsOf({ routes, backends }: WireConfig<{ backendName: string }>): st
 
 /** The backends of one wire: what stays the same keeps its connections, what is gone ends when its requests have. */
 class Backends<L extends Line> {
+  private readonly wire: 'http' | 'grpc';
   private readonly open: Open<L>;
   private readonly cluster: () => KubeConfig;
   private named = new Map<string, Backend<L>>();
   private readonly adhocs = new Map<string, Backend<L>>();
 
-  constructor(open: Open<L>, cluster: () => KubeConfig) {
+  constructor(wire: 'http' | 'grpc', open: Open<L>, cluster: () => KubeConfig) {
+    this.wire = wire;
     this.open = open;
     this.cluster = cluster;
   }
@@ -188,7 +191,7 @@ class Backends<L extends Line> {
     const dials: Dials = new Map();
     for (const [name, config] of backends) {
       const key = `${JSON.stringify(config)} ${tls.get(config.security?.configName ?? '')}`;
-      dials.set(name, { key, dial: this.named.has(key) ? undefined : dialOf(config, tls), config });
+      dials.set(name, { key, dial: this.named.has(key) ? undefined : dialOf(this.wire, config, tls), config });
     }
     return dials;
   }
@@ -201,7 +204,15 @@ class Backends<L extends Line> {
       byKey.set(key, backend);
       backends.set(name, backend);
     }
-    for (const [key, backend] of this.named) if (!byKey.has(key)) backend.close();
+    const known = new Set([...this.named.values()].map(({ name }) => name));
+    const changed = metrics[`${this.wire}Backends`];
+    for (const [key, { name }] of byKey)
+      if (!this.named.has(key)) changed.inc(name, known.has(name) ? 'update' : 'create');
+    for (const [key, backend] of this.named) {
+      if (byKey.has(key)) continue;
+      if (!backends.has(backend.name)) changed.inc(backend.name, 'delete');
+      backend.close();
+    }
     this.named = byKey;
     return { routes, adhocRules, backends, adhoc: (address) => this.adhoc(address) };
   }
@@ -221,7 +232,7 @@ class Backends<L extends Line> {
     if (backend === undefined) {
       const none = { srv: undefined, k8s: undefined, security: undefined };
       const config: BackendConfig = { name: 'adhoc', host: { dnsName: host, port }, ...none };
-      backend = this.make(config, dialOf(config, new Map()));
+      backend = this.make(config, dialOf(this.wire, config, new Map()));
       const [oldest] = this.adhocs;
       if (this.adhocs.size >= MAX_ADHOC && oldest !== undefined) {
         this.adhocs.delete(oldest[0]);

@@ -1,8 +1,8 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
+import { AccessLog } from '../../examples/kedge/access-log.ts';
 import { bearerGate, openGate } from '../../examples/kedge/auth.ts';
-import { Metrics } from '../../examples/kedge/debug.ts';
 import { type Kedge, startKedge } from '../../examples/kedge/server.ts';
 import { State } from '../../examples/kedge/state.ts';
 import type { Certificate } from '../../examples/pki.ts';
@@ -63,7 +63,7 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
     maxHeaderBytes: MAX_HEADER_BYTES,
     gate: files.bearerToken === undefined || files.bearerToken === '' ? openGate : bearerGate(files.bearerToken),
     state: new State(source('director', files.director), source('pool', files.backendPool), () => {}, MAX_HEADER_BYTES),
-    metrics: new Metrics(),
+    log: new AccessLog('error'),
   });
   t.after(() => kedge.close(0));
   return {
