@@ -69,8 +69,14 @@ interface Node {
 
 type Reader<T> = (node: Node) => T;
 
+/** The two files, with the names that errors give them. */
+export interface Texts {
+  readonly director: { readonly file: string; readonly text: string };
+  readonly pool: { readonly file: string; readonly text: string };
+}
+
 /** @throws an `Error` of one line: file, JSON path, what was expected */
-export function readConfig(director: { file: string; text: string }, pool: { file: string; text: string }): Config {
+export function readConfig(director: Texts['director'], pool: Texts['pool']): Config {
   const routes = parse(
     director,
     object({

@@ -36,7 +36,9 @@ export interface KedgeOptions {
 export interface Kedge {
   readonly port: number;
   readonly grpcPort: number | undefined;
-  /** For new connections; throws when they cannot be used. */
+  /** Throws when these cannot be used. */
+  check(certificates: Certificates): void;
+  /** For new connections. */
   renew(certificates: Certificates): void;
   /** Takes no new connections, lets requests finish, and cuts what is left after `deadlineMs`. */
   close(deadlineMs: number): Promise<void>;
@@ -100,6 +102,7 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
   return {
     port: portOf(servers[0])!,
     grpcPort: portOf(servers[1]),
+    check: (certificates) => void tls.createSecureContext(contextOf(certificates)),
     renew: (certificates) => {
       for (const server of servers) server.setSecureContext(contextOf(certificates));
     },

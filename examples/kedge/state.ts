@@ -1,9 +1,7 @@
 import dns from 'node:dns/promises';
-import { unwatchFile, watchFile } from 'node:fs';
-import { KubeConfig, type V1Service } from '@kubernetes/client-node';
-import type { Source } from '../flags.ts';
+import type { KubeConfig, V1Service } from '@kubernetes/client-node';
 import { Backend, type Line } from './backend.ts';
-import { watchAll } from './cluster.ts';
+import { clusterOf, watchAll } from './cluster.ts';
 import {
   type AdhocRule,
   type BackendConfig,
@@ -11,6 +9,7 @@ import {
   type GrpcRoute,
   type HttpRoute,
   readConfig,
+  type Texts,
   type WireConfig,
 } from './config.ts';
 import { type Dial, dialOf } from './dial.ts';
@@ -29,24 +28,23 @@ export interface WireState<Route, L extends Line> {
   adhoc(address: Address): Backend<L>;
 }
 
-const POLL_MS = 500;
 const MAX_ADHOC = 1000;
 /** How long Services may be quiet before they are taken, and how long a start waits for the first of them. */
 const SETTLE_MS = 100;
 const FIRST_SERVICES_MS = 5_000;
 
-/** Routes and backends, as the files have them: a changed file takes effect without dropping a request. */
+/** Routes and backends, as the files and Services have them: a change takes effect without dropping a request. */
 export class State {
   private current!: {
     readonly http: WireState<HttpRoute, HttpLine>;
     readonly grpc: WireState<GrpcRoute, GrpcLine>;
   };
-  private readonly sources: { readonly director: Source; readonly pool: Source };
   private readonly wires: { readonly http: Backends<HttpLine>; readonly grpc: Backends<GrpcLine> };
   private readonly report: (message: string) => void;
   private readonly discovery: DiscoveryOptions | undefined;
   /** As the files were when they were last right. */
   private files!: Config;
+  private live!: Config;
   private services: readonly V1Service[] = [];
   /** What is wrong or dangerous, and was said. */
   private doubts: ReadonlySet<string> = new Set();
@@ -55,8 +53,7 @@ export class State {
 
   /** `maxHeaderBytes`: of a backend's answer. Throws what is wrong with the files. */
   constructor(
-    director: Source,
-    pool: Source,
+    texts: Texts,
     report: (message: string) => void,
     maxHeaderBytes: number,
     {
@@ -64,7 +61,6 @@ export class State {
       discovery,
     }: { cluster?: () => KubeConfig; discovery?: DiscoveryOptions | undefined } = {},
   ) {
-    this.sources = { director, pool };
     this.report = report;
     this.discovery = discovery;
     let known: KubeConfig | undefined;
@@ -76,21 +72,38 @@ export class State {
       http: new Backends('http', (address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), shared),
       grpc: new Backends('grpc', (address, dial, isTls) => new GrpcLine(address, dial, isTls), shared),
     };
-    this.load();
+    this.take(texts);
     if (discovery !== undefined) this.stopDiscovery = this.discover(shared(), discovery);
-    for (const { path } of [director, pool]) {
-      // By polling, through symbolic links: Kubernetes swaps them.
-      if (path !== undefined) watchFile(path, { interval: POLL_MS, persistent: false }, () => this.reload());
-    }
   }
 
   readonly http = () => this.current.http;
   readonly grpc = () => this.current.grpc;
 
   close(): void {
-    for (const { path } of Object.values(this.sources)) if (path !== undefined) unwatchFile(path);
     this.stopDiscovery();
     for (const backends of Object.values(this.wires)) backends.close();
+  }
+
+  /** Throws what is wrong with the files. */
+  check(texts: Texts): void {
+    const { config } = this.merged(readConfig(texts.director, texts.pool));
+    for (const wire of ['http', 'grpc'] as const) this.wires[wire].dials(config[wire], config.tls);
+  }
+
+  /** Throws what is wrong with the files, and takes none of them then. */
+  take(texts: Texts): void {
+    this.apply(readConfig(texts.director, texts.pool));
+  }
+
+  /** What is served at the moment, for those who run the kedge. */
+  get routes(): object {
+    const { http, grpc, tls } = this.live;
+    const wire = ({ routes, adhocRules, backends }: WireConfig<unknown>) => ({
+      routes,
+      adhocRules,
+      backends: [...backends.values()],
+    });
+    return { http: wire(http), grpc: wire(grpc), tls: Object.fromEntries(tls) };
   }
 
   /** Services are in the configuration, or were not to be had yet. */
@@ -112,7 +125,7 @@ export class State {
         // Changes come in bursts.
         settled ??= setTimeout(() => {
           settled = undefined;
-          this.reload(() => this.apply(this.files));
+          this.reload();
           clearTimeout(late);
           this.firstServices.resolve();
         }, SETTLE_MS);
@@ -129,25 +142,23 @@ export class State {
     };
   }
 
-  private reload(load = () => this.load()): void {
+  private reload(): void {
     try {
-      load();
+      this.apply(this.files);
       this.report('configuration reloaded');
     } catch (error) {
       this.report(`configuration refused, the old one stays: ${(error as Error).message}`);
     }
   }
 
-  private load(): void {
-    const { director, pool } = this.sources;
-    this.apply(readConfig({ file: director.name, text: director.read() }, { file: pool.name, text: pool.read() }));
+  private merged(files: Config): { config: Config; skipped: string[] } {
+    return this.discovery === undefined
+      ? { config: files, skipped: [] }
+      : withServices(files, this.services, this.discovery);
   }
 
   private apply(files: Config): void {
-    const { config, skipped } =
-      this.discovery === undefined
-        ? { config: files, skipped: [] }
-        : withServices(files, this.services, this.discovery);
+    const { config, skipped } = this.merged(files);
     const { http, grpc } = this.wires;
     // All are read before any is taken.
     const dials = [http.dials(config.http, config.tls), grpc.dials(config.grpc, config.tls)] as const;
@@ -155,6 +166,7 @@ export class State {
     for (const each of doubts) if (!this.doubts.has(each)) this.report(each);
     this.doubts = doubts;
     this.files = files;
+    this.live = config;
     this.current = { http: http.take(config.http, dials[0]), grpc: grpc.take(config.grpc, dials[1]) };
   }
 }
@@ -246,11 +258,8 @@ class Backends<L extends Line> {
   }
 }
 
-function defaultCluster(): KubeConfig {
-  const config = new KubeConfig();
-  config.loadFromDefault();
-  return config;
-}
+const defaultCluster = () =>
+  clusterOf({ url: '', caFile: '', tokenFile: '', isInsecure: false, kubeconfig: '', user: '' });
 
 /** The addresses of a name, for adhoc rules. */
 export async function lookUp(name: string): Promise<string[]> {

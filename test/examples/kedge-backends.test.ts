@@ -258,7 +258,7 @@ describe('a backend of the reference kedge', () => {
     const config = readConfig({ file: 'd', text: '{}' }, { file: 'p', text: JSON.stringify(pool) });
     const line = new HttpLine(
       { host: '127.0.0.1', port },
-      dialOf(config.http.backends.get('orders')!, new Map()),
+      dialOf('http', config.http.backends.get('orders')!, new Map()),
       false,
       16_384,
     );

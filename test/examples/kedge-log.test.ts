@@ -168,3 +168,65 @@ describe('the access log of the reference kedge', () => {
     assert.equal(String(lines[2]!['traceparent']).length, 256);
   });
 });
+
+describe('the debug pages of the reference kedge', () => {
+  it("have the original's counters beside ours", async (t) => {
+    const { get, dial, debug, port } = await started(t);
+    assert.equal(await get('http://orders.us1/'), 200);
+    assert.equal(await get('http://nowhere.us1/'), 502);
+    assert.equal(await get('http://unknown.us1/'), 502);
+    const client = new (grpcDialer(dial()).wrap(echoClient()))('echo.us1:1');
+    await unary(client, 'x');
+    client.close();
+    const wanted = [
+      'kedge_requests_total{wire="h2",status="200"} 1',
+      'kedge_requests_total{wire="grpc",status="0"} 1',
+      'kedge_proxy_errors_total{backend_name="nowhere",type="no-connection-to-all-resolved-addresses"} 1',
+      'kedge_proxy_errors_total{backend_name="",type="no-route"} 1',
+      'kedge_http_backend_configuration_changes_total{backend_name="orders",action="create"} 1',
+      'kedge_grpc_backend_configuration_changes_total{backend_name="echo",action="create"} 1',
+      'kedge_http_lbtransport_failed_dials{resolve_addr="nowhere",target="127.0.0.1:1"} 1',
+      'http_handler_started_requests_total{method="GET"} 3',
+      'http_handler_completed_requests_total{method="GET",status="200"} 1',
+      'http_handler_completed_requests_total{method="GET",status="502"} 2',
+      'grpc_server_started_total{grpc_type="bidi_stream",grpc_service="test.Echo",grpc_method="Unary"} 1',
+      'grpc_server_handled_total{grpc_type="bidi_stream",grpc_service="test.Echo",grpc_method="Unary",grpc_code="OK"} 1',
+      'net_conntrack_dialer_conn_established_total{dialer_name="http_backend_orders"} 1',
+      'kedge_host_resolver_resolutions_attempts_total 3',
+    ];
+    let text = '';
+    for (let i = 0; i < 50 && !text.includes(wanted[5]!); i += 1) text = await (await debug('/metrics')).text();
+    for (const each of wanted) assert.ok(text.includes(`${each}\n`), `${each}\n${text}`);
+    assert.match(text, /^net_conntrack_listener_conn_accepted_total\{listener_name="http_tls"\} [1-9]/m);
+    assert.match(
+      text,
+      /^net_conntrack_dialer_conn_failed_total\{dialer_name="http_backend_nowhere",reason="refused"\} [1-9]/m,
+    );
+    assert.ok(port > 0);
+  });
+
+  it('show its flags without secrets, and what it serves at the moment', async (t) => {
+    const { debug } = await started(
+      t,
+      '--unsafe_bearer_token_proxy_auth=hush',
+      '--server_enable_oidc_for_debug_endpoints',
+    );
+    for (const path of ['/debug/flagz', '/debug/routes', '/metrics', '/_version'])
+      assert.equal((await debug(path)).status, 401, path);
+    const authorization = 'Bearer hush';
+    const flagz = await (await debug('/debug/flagz', { authorization })).text();
+    assert.doesNotMatch(flagz, /hush/);
+    const { flags } = JSON.parse(flagz) as { flags: { name: string; current_value: string; is_changed: boolean }[] };
+    const flag = (name: string) => flags.find((each) => each.name === name)!;
+    assert.equal(flag('unsafe_bearer_token_proxy_auth').is_changed, true);
+    assert.equal(flag('server_metrics_path').current_value, '/metrics');
+    assert.equal(flag('server_metrics_path').is_changed, false);
+    type Routes = { http: { routes: { hostMatcher: string }[]; backends: { name: string }[] } };
+    const { http: wire } = (await (await debug('/debug/routes', { authorization })).json()) as Routes;
+    assert.deepEqual(
+      wire.routes.map(({ hostMatcher }) => hostMatcher),
+      ['closed.us1', 'nowhere.us1', 'orders.us1'],
+    );
+    assert.deepEqual(wire.backends.map(({ name }) => name).sort(), ['nowhere', 'orders']);
+  });
+});
