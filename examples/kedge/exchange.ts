@@ -27,11 +27,13 @@ export abstract class Exchange {
     this.visit = visit;
     this.log = log;
     log.began(visit);
-    sink.once('close', () => {
-      this.isClosed = true;
-      log.ended(visit, this.status);
-      if (!this.isEnded) this.onGone?.();
-    });
+  }
+
+  /** To be told by whoever made it, when the sink is closed. */
+  closed(): void {
+    this.isClosed = true;
+    this.log.ended(this.visit, this.status);
+    if (!this.isEnded) this.onGone?.();
   }
 
   /** The client went away, or was answered. */

@@ -29,7 +29,9 @@ export function serveH1(proxy: HttpProxy, log: AccessLog, maxHeaderSize: number)
       return;
     }
     const isWebSocket = head.upgrade?.toLowerCase() === 'websocket' && request.method === 'GET';
-    proxy.handle(new H1Exchange(request, response, peer, head, log), isWebSocket ? join : undefined);
+    const exchange = new H1Exchange(request, response, peer, head, log);
+    response.once('close', () => exchange.closed());
+    proxy.handle(exchange, isWebSocket ? join : undefined);
   };
 
   const server = http.createServer(

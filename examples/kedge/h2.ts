@@ -3,7 +3,7 @@ import type { TLSSocket } from 'node:tls';
 import type { AccessLog } from './access-log.ts';
 import { H2Exchange } from './exchange.ts';
 import { type GrpcProxy, isGrpc } from './grpc-proxy.ts';
-import { guardSession } from './h2-guard.ts';
+import { guardSession, type Streams } from './h2-guard.ts';
 import { readHead } from './headers.ts';
 import type { HttpProxy } from './http-proxy.ts';
 import { metrics } from './metrics.ts';
@@ -24,8 +24,15 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, log: AccessLog, maxHea
     flags: number,
     rawHeaders: readonly string[],
     peer: Peer,
+    streams: Streams,
   ) => {
-    stream.on('error', () => {});
+    let closed: () => void = ignore;
+    streams.open += 1;
+    stream.on('error', ignore);
+    stream.once('close', () => {
+      streams.open -= 1;
+      closed();
+    });
     const wire = isGrpc(headers) ? 'grpc' : 'h2';
     const { ':authority': named, ':scheme': scheme, ':method': method = 'GET', ':path': path = '/' } = headers;
     const head = readHead(rawHeaders, peer);
@@ -41,12 +48,14 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, log: AccessLog, maxHea
       const visit = new Visit(wire, method, path, named ?? head.host ?? '', peer, head, rawHeaders);
       if (wire === 'h2') {
         const hasBody = (flags & http2.constants.NGHTTP2_FLAG_END_STREAM) === 0;
-        http.handle(new H2Exchange(stream, visit, hasBody, log));
+        const exchange = new H2Exchange(stream, visit, hasBody, log);
+        closed = () => exchange.closed();
+        http.handle(exchange);
         return;
       }
       // It is both ends of two pipes, with a few listeners each.
       stream.setMaxListeners(20);
-      stream.once('close', () => log.ended(visit, grpcStatusOf(stream)));
+      closed = () => log.ended(visit, grpcStatusOf(stream));
       grpc.handle(stream, visit, log).catch(() => stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR));
     }
   };
@@ -60,11 +69,11 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, log: AccessLog, maxHea
   server.on('session', (session) => {
     const peer = accepting!;
     sessions.add(session);
-    guardSession(session);
-    session.on('error', () => {});
+    const streams = guardSession(session);
+    session.on('error', ignore);
     session.once('close', () => sessions.delete(session));
     // Not a 'request' listener: node:http2 would put its compatibility layer in front, which keeps trailers to itself.
-    session.on('stream', (stream, headers, flags, rawHeaders) => serve(stream, headers, flags, rawHeaders!, peer));
+    session.on('stream', (stream, headers, flags, raw) => serve(stream, headers, flags, raw!, peer, streams));
   });
 
   return {
@@ -85,3 +94,5 @@ function grpcStatusOf({ sentTrailers, sentHeaders }: http2.ServerHttp2Stream): n
   const status = sentTrailers?.['grpc-status'] ?? sentHeaders?.['grpc-status'];
   return status === undefined ? undefined : Number(status);
 }
+
+function ignore(): void {}

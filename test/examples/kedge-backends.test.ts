@@ -64,7 +64,7 @@ describe('a backend of the reference kedge', () => {
           socket.on('error', () => {});
           socket.once('data', async () => {
             socket.write('HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 9\r\n\r\ntoo large');
-            await sleep(50);
+            await sleep(200);
             if (manner === 'resets') socket.resetAndDestroy();
             else socket.end();
           });
