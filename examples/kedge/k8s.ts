@@ -1,6 +1,6 @@
 import type { KubeConfig, V1EndpointSlice } from '@kubernetes/client-node';
 import { watchAll } from './cluster.ts';
-import type { Resolvers } from './config.ts';
+import type { BackendConfig } from './config.ts';
 import { metrics } from './metrics.ts';
 import type { Address, Resolver } from './resolver.ts';
 
@@ -9,7 +9,7 @@ const FIRST_MS = 5_000;
 
 /** The ready endpoints of a Service, watched; while the API server is away, those that were there last. */
 export function watchEndpoints(
-  { service, namespace, port }: NonNullable<Resolvers['k8s']>,
+  { service, namespace, port }: NonNullable<BackendConfig['k8s']>,
   cluster: KubeConfig,
 ): Resolver {
   const first = Promise.withResolvers<void>();
