@@ -99,8 +99,6 @@ async function main(): Promise<void> {
       process.exit(0);
     };
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, end);
-    // A worker does not outlive the process that would replace it.
-    if (cluster.isWorker) process.on('disconnect', end);
   };
   if (cluster.isWorker) {
     endWith(serveAsWorker(start));

@@ -11,7 +11,7 @@ const ROUND_MS = 1_000;
 const WARM_MS = 3_000;
 const PATIENCE_MS = 5_000;
 const NAME = 'gateway, reference kedge';
-const WHO = ['the kedge', 'nginx', 'the original'];
+const WHO = ['the kedge', 'nginx', 'bare node:http', 'the original'];
 
 /**
  * The reference kedge against nginx as the same gateway, which says the same to the backend and the client, and against the
@@ -22,10 +22,9 @@ export async function gateways(bench: Bench): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'kedge-bench-'));
   const programs: Program[] = [];
   try {
-    const [kedge, nginx, original] = await startAll(bench, folder, programs);
+    const started = await startAll(bench, folder, programs);
     for (const protocol of ['h1', 'h2'] as const) {
-      const gateways = [kedge, nginx, original].filter((each) => each !== undefined);
-      const sides = gateways.map((program) => ({ program, dialer: bench.dial(program.port, { http: { protocol } }) }));
+      const sides = started.map((program) => ({ program, dialer: bench.dial(program.port, { http: { protocol } }) }));
       const failed: string[] = [];
       const calls = sides
         .map(({ dialer }, i) => async () => {
@@ -38,7 +37,11 @@ export async function gateways(bench: Bench): Promise<void> {
       const samples: Sample[][] = calls.map(() => []);
       for (let round = 0; round < ROUNDS; round += 1)
         for (const [i, call] of calls.entries()) samples[i]!.push(await measured(call, sides[i]!.program));
-      for (const [i, rival] of ['nginx in its place', 'the original in its place'].entries()) {
+      for (const [i, rival] of [
+        'nginx in its place',
+        'node:http and undici alone',
+        'the original in its place',
+      ].entries()) {
         const theirs = samples[i + 1];
         if (theirs === undefined) continue;
         const ratio = spread(samples[0]!.map((ours, round) => ours.perSecond / theirs[round]!.perSecond));
@@ -114,8 +117,9 @@ async function startAll({ server, dial }: Bench, folder: string, programs: Progr
     '--log_level=error',
   ];
   const kedge = await started(startProgram('examples/kedge/main.ts', ['--server_http_tls_port=any', ...flags]));
+  const bare = await started(startProgram('test/bench/bare.ts', flags));
   const { KEDGE_ORIGINAL: binary } = process.env;
-  if (binary === undefined) return [kedge, nginx, undefined] as const;
+  if (binary === undefined) return [kedge, nginx, bare];
   const port = await freePort();
   const own = [
     `--server_http_tls_port=${port}`,
@@ -133,5 +137,5 @@ async function startAll({ server, dial }: Bench, folder: string, programs: Progr
     .catch(({ message }) => message);
   await dialer.destroy();
   if (status !== 200) console.error(`rows with the original are left out, its first answer is: ${status}`);
-  return [kedge, nginx, status === 200 ? original : undefined] as const;
+  return status === 200 ? [kedge, nginx, bare, original] : [kedge, nginx, bare];
 }
