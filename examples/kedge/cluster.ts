@@ -1,4 +1,5 @@
 import { createRequire } from 'node:module';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { KubeConfig, KubernetesObject } from '@kubernetes/client-node';
 import { request } from 'undici';
 
@@ -130,7 +131,7 @@ export function watchAll<T extends KubernetesObject>(
         if (known !== undefined && version === undefined) continue;
         if (!ending.signal.aborted) failed(error as Error);
       }
-      await pause(RETRY_MS);
+      await sleep(RETRY_MS, undefined, { ref: false });
     }
   };
   void run();
@@ -139,10 +140,4 @@ export function watchAll<T extends KubernetesObject>(
 
 function keyOf({ metadata }: KubernetesObject): string {
   return `${metadata?.namespace ?? ''}/${metadata?.name ?? ''}`;
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms).unref();
-  });
 }

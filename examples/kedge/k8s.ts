@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { KubeConfig, V1EndpointSlice } from '@kubernetes/client-node';
 import { watchAll } from './cluster.ts';
 import type { BackendConfig } from './config.ts';
@@ -29,11 +30,10 @@ export function watchEndpoints(
   );
   return {
     addresses: async () => {
-      let late: NodeJS.Timeout | undefined;
-      const tooLate = new Promise<never>((_, reject) => {
-        late = setTimeout(reject, FIRST_MS, new Error(`no endpoints of ${target} within ${FIRST_MS} ms`));
+      const tooLate = sleep(FIRST_MS, undefined, { ref: false }).then(() => {
+        throw new Error(`no endpoints of ${target} within ${FIRST_MS} ms`);
       });
-      await Promise.race([first.promise, tooLate]).finally(() => clearTimeout(late));
+      await Promise.race([first.promise, tooLate]);
       return all!;
     },
     current: () => all,

@@ -1,5 +1,6 @@
 import dns from 'node:dns/promises';
 import type { KubeConfig, V1Service } from '@kubernetes/client-node';
+import { LRUCache } from 'lru-cache';
 import { Backend, type Line } from './backend.ts';
 import { clusterOf, watchAll } from './cluster.ts';
 import {
@@ -190,7 +191,8 @@ class Backends<L extends Line> {
   private readonly open: Open<L>;
   private readonly cluster: () => KubeConfig;
   private named = new Map<string, Backend<L>>();
-  private readonly adhocs = new Map<string, Backend<L>>();
+  /** The one that was used longest ago is the first to go. */
+  private readonly adhocs = new LRUCache<string, Backend<L>>({ max: MAX_ADHOC, dispose: (backend) => backend.close() });
 
   constructor(wire: 'http' | 'grpc', open: Open<L>, cluster: () => KubeConfig) {
     this.wire = wire;
@@ -230,7 +232,8 @@ class Backends<L extends Line> {
   }
 
   close(): void {
-    for (const backend of [...this.named.values(), ...this.adhocs.values()]) backend.close();
+    for (const backend of this.named.values()) backend.close();
+    this.adhocs.clear();
   }
 
   private make(config: BackendConfig, dial: Dial): Backend<L> {
@@ -240,19 +243,11 @@ class Backends<L extends Line> {
 
   private adhoc({ host, port }: Address): Backend<L> {
     const key = `${host} ${port}`;
-    let backend = this.adhocs.get(key);
-    if (backend === undefined) {
-      const none = { srv: undefined, k8s: undefined, security: undefined };
-      const config: BackendConfig = { name: 'adhoc', host: { dnsName: host, port }, ...none };
-      backend = this.make(config, dialOf(this.wire, config, new Map()));
-      const [oldest] = this.adhocs;
-      if (this.adhocs.size >= MAX_ADHOC && oldest !== undefined) {
-        this.adhocs.delete(oldest[0]);
-        oldest[1].close();
-      }
-    }
-    // The one that was used longest ago is the first to go.
-    this.adhocs.delete(key);
+    const known = this.adhocs.get(key);
+    if (known !== undefined) return known;
+    const none = { srv: undefined, k8s: undefined, security: undefined };
+    const config: BackendConfig = { name: 'adhoc', host: { dnsName: host, port }, ...none };
+    const backend = this.make(config, dialOf(this.wire, config, new Map()));
     this.adhocs.set(key, backend);
     return backend;
   }

@@ -7,8 +7,8 @@ import { freePort, hasNginx, type Program, startBinary, startNginx, startProgram
 
 const ROUNDS = 9;
 const ROUND_MS = 1_000;
-/** Calls before anything counts: code is compiled by then. */
-const WARM_MS = 3_000;
+/** Calls before anything counts: code is compiled by then, however busy the machine is. */
+const WARM_CALLS = 15_000;
 const PATIENCE_MS = 5_000;
 const NAME = 'gateway, reference kedge';
 const WHO = ['the kedge', 'nginx', 'bare node:http', 'the original'];
@@ -33,7 +33,7 @@ export async function gateways(bench: Bench): Promise<void> {
           if (statusCode !== 200) failed.push(`${WHO[i]}: status ${statusCode}`);
         })
         .map((call, i) => () => call().catch((error: Error) => void failed.push(`${WHO[i]}: ${error.message}`)));
-      for (const call of calls) await load(call, 50, WARM_MS);
+      for (const call of calls) await warm(call);
       const samples: Sample[][] = calls.map(() => []);
       for (let round = 0; round < ROUNDS; round += 1)
         for (const [i, call] of calls.entries()) samples[i]!.push(await measured(call, sides[i]!.program));
@@ -56,6 +56,14 @@ export async function gateways(bench: Bench): Promise<void> {
     for (const program of programs) program.stop();
     rmSync(folder, { recursive: true });
   }
+}
+
+async function warm(call: () => Promise<unknown>): Promise<void> {
+  let left = WARM_CALLS;
+  const worker = async () => {
+    for (; left > 0; left -= 1) await call();
+  };
+  await Promise.all(Array.from({ length: 50 }, worker));
 }
 
 /** CPU time is that of the gateway alone. */
