@@ -47,14 +47,15 @@ export class AccessLog {
     if (rank <= this.rank) this.add(lineOf(visit, status, rank));
   }
 
+  /** Writes what waits for the end of this turn. */
+  flush(): void {
+    if (this.lines !== '') this.write(this.lines);
+    this.lines = '';
+  }
+
   private add(line: string): void {
     // One write for all of one turn.
-    if (this.lines === '')
-      setImmediate(() => {
-        const { lines } = this;
-        this.lines = '';
-        this.write(lines);
-      });
+    if (this.lines === '') setImmediate(() => this.flush());
     this.lines += `${line}\n`;
   }
 }

@@ -42,7 +42,8 @@ export async function startProgram(
   const { discovery, cluster, maxHeaderBytes, drainMs } = settings;
   const state = new State(files.configuration, log, maxHeaderBytes, { discovery, cluster });
   if (discovery !== undefined) await state.discovered;
-  const kedge = await startKedge({ ...settings, ...files, state, gate, log: new AccessLog(settings.logLevel) });
+  const accessLog = new AccessLog(settings.logLevel);
+  const kedge = await startKedge({ ...settings, ...files, state, gate, log: accessLog });
   return {
     ports: { port: kedge.port, grpcPort: kedge.grpcPort },
     check: ({ configuration, certificates }) => {
@@ -61,7 +62,10 @@ export async function startProgram(
       }
       if (certificates !== undefined) kedge.renew(certificates);
     },
-    drain: () => kedge.close(drainMs),
+    drain: async () => {
+      await kedge.close(drainMs);
+      accessLog.flush();
+    },
     routes: async () => state.routes,
     metrics: () => registry.metrics(),
   };

@@ -166,6 +166,11 @@ describe('the access log of the reference kedge', () => {
       ],
     );
     assert.equal(String(lines[2]!['traceparent']).length, 256);
+    const last = get('http://orders.us1/last');
+    await sleep(200);
+    await kedge.stop();
+    assert.equal(await last, 200);
+    assert.equal((await linesOf(kedge, 4)).at(-1)!['path'], '/last', 'nor is one lost at the end');
   });
 });
 
