@@ -57,6 +57,17 @@ export function helpOf(defaults: Flags, ignored: Readonly<Record<string, string>
   ].join('\n');
 }
 
+/** Flags as the original's `/debug/flagz` shows them, but for secrets. */
+export function flagzOf(defaults: Flags, values: Flags): object {
+  const flags = Object.entries(values).map(([name, value]) => ({
+    name,
+    current_value: /_token_proxy_auth$/.test(name) && value !== '' ? '(hidden)' : String(value),
+    default_value: String(defaults[name]),
+    is_changed: value !== defaults[name],
+  }));
+  return { flags };
+}
+
 function convert(name: string, example: Value, text: string): Value {
   if (typeof example === 'string') return text;
   if (typeof example === 'boolean') {

@@ -1,5 +1,5 @@
 import { timingSafeEqual } from 'node:crypto';
-import { createRemoteJWKSet, type JWTPayload, jwtVerify } from 'jose';
+import type { JWTPayload } from 'jose';
 
 /** Decides whether a caller may come in, by its `Proxy-Authorization`. The one gate of all wires. */
 export interface Gate {
@@ -33,6 +33,7 @@ export function bearerGate(token: string): Gate {
 
 /** Tokens of an OpenID provider (OpenID Connect Discovery 1.0). Rejects when it cannot be asked for its configuration. */
 export async function oidcGate({ providerUrl, clientId, permsClaim, perms }: OidcOptions): Promise<Gate> {
+  const { createRemoteJWKSet, jwtVerify } = await import('jose');
   const base = providerUrl.replace(/\/$/, '');
   const response = await fetch(`${base}/.well-known/openid-configuration`, { redirect: 'error' });
   const { issuer, jwks_uri: jwks } = (await response.json()) as { issuer: string; jwks_uri: string };

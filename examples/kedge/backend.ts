@@ -1,3 +1,4 @@
+import { metrics } from './metrics.ts';
 import type { Address, Resolver } from './resolver.ts';
 import { Shares } from './shares.ts';
 
@@ -6,6 +7,8 @@ const ASIDE_MS = 2_000;
 
 /** The connections to one address. */
 export interface Line {
+  /** `host:port`. */
+  readonly address: string;
   /** How many requests one client may have under way here. */
   readonly share: number;
   /** Ends them when what is under way has ended. */
@@ -65,6 +68,7 @@ export class Backend<L extends Line> {
   }
 
   setAside(line: L): void {
+    metrics.failedDials.inc(this.name, line.address);
     if (this.inTurn.includes(line)) this.aside.set(line, performance.now() + ASIDE_MS);
   }
 

@@ -1,5 +1,11 @@
-import { HttpMethod, KubeConfig, type KubernetesObject, RequestContext } from '@kubernetes/client-node';
+import { createRequire } from 'node:module';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { KubeConfig, KubernetesObject } from '@kubernetes/client-node';
 import { request } from 'undici';
+
+/** Loaded where there is something to ask it: that takes longer than all else of a start. */
+const kubernetes = () =>
+  createRequire(import.meta.url)('@kubernetes/client-node') as typeof import('@kubernetes/client-node');
 
 const RETRY_MS = 500;
 /** When the API server is to end a watch, and after how much silence it is taken for dead. */
@@ -18,7 +24,7 @@ export interface ClusterOptions {
 
 /** Rejects what cannot be read. */
 export function clusterOf({ url, caFile, tokenFile, isInsecure, kubeconfig, user }: ClusterOptions): KubeConfig {
-  const config = new KubeConfig();
+  const config = new (kubernetes().KubeConfig)();
   if (url !== '') {
     const authProvider = { name: 'tokenFile', config: { tokenFile } };
     config.loadFromOptions({
@@ -65,6 +71,7 @@ export function watchAll<T extends KubernetesObject>(
 
   const get = async (query: Record<string, string>) => {
     const url = `${cluster.getCurrentCluster()!.server}${path}?${new URLSearchParams({ labelSelector, ...query })}`;
+    const { HttpMethod, RequestContext } = kubernetes();
     const context = new RequestContext(url, HttpMethod.GET);
     await cluster.applySecurityAuthentication(context);
     const dispatcher = context.getDispatcher();
@@ -124,7 +131,7 @@ export function watchAll<T extends KubernetesObject>(
         if (known !== undefined && version === undefined) continue;
         if (!ending.signal.aborted) failed(error as Error);
       }
-      await pause(RETRY_MS);
+      await sleep(RETRY_MS, undefined, { ref: false });
     }
   };
   void run();
@@ -133,10 +140,4 @@ export function watchAll<T extends KubernetesObject>(
 
 function keyOf({ metadata }: KubernetesObject): string {
   return `${metadata?.namespace ?? ''}/${metadata?.name ?? ''}`;
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms).unref();
-  });
 }

@@ -2,48 +2,38 @@ import type http from 'node:http';
 import type { IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http';
 import { constants, type ServerHttp2Stream } from 'node:http2';
 import { Readable, type Writable } from 'node:stream';
+import type { AccessLog } from './access-log.ts';
 import { type Head, trailersTowardsClient } from './headers.ts';
 import type { Peer } from './peer.ts';
 import { errorHeaders, type Refusal } from './refusal.ts';
+import { Visit } from './visit.ts';
 
 /** How the length of an answer's body is known: there is none, it is in the head, or it ends when it ends. */
 export type Framing = 'none' | 'length' | 'open';
 
-/** One request and its answer, over HTTP/1.1 or HTTP/2. */
+/** One HTTP request and its answer, over HTTP/1.1 or HTTP/2. */
 export abstract class Exchange {
-  readonly method: string;
-  /** The request target: a path, or an absolute URL from a client that takes us for a forward proxy. */
-  readonly url: string;
-  /** `Host` or `:authority`. */
-  readonly authority: string;
-  readonly head: Head;
-  readonly rawHeaders: readonly string[];
-  readonly peer: Peer;
+  readonly visit: Visit;
   /** Called once when the client went away before the answer was whole. */
   onGone: (() => void) | undefined;
   protected readonly sink: Writable;
+  private readonly log: AccessLog;
   /** The whole answer was given. */
   isEnded = false;
   private isClosed = false;
 
-  constructor(
-    sink: Writable,
-    peer: Peer,
-    head: Head,
-    rawHeaders: readonly string[],
-    line: { method: string; url: string; authority: string },
-  ) {
+  constructor(sink: Writable, visit: Visit, log: AccessLog) {
     this.sink = sink;
-    this.peer = peer;
-    this.head = head;
-    this.rawHeaders = rawHeaders;
-    this.method = line.method;
-    this.url = line.url;
-    this.authority = line.authority;
-    sink.once('close', () => {
-      this.isClosed = true;
-      if (!this.isEnded) this.onGone?.();
-    });
+    this.visit = visit;
+    this.log = log;
+    log.began(visit);
+  }
+
+  /** To be told by whoever made it, when the sink is closed. */
+  closed(): void {
+    this.isClosed = true;
+    this.log.ended(this.visit, this.status);
+    if (!this.isEnded) this.onGone?.();
   }
 
   /** The client went away, or was answered. */
@@ -51,7 +41,8 @@ export abstract class Exchange {
     return this.isClosed || this.sink.destroyed;
   }
 
-  abstract get isAnswered(): boolean;
+  /** Of the answer, once there is one. */
+  abstract get status(): number | undefined;
 
   /** The body, as a stream of its own; undefined when there is none. */
   abstract body(): Readable | undefined;
@@ -75,6 +66,12 @@ export abstract class Exchange {
     return false;
   }
 
+  /** The connection is the backend's from now on. */
+  upgraded(): void {
+    this.isEnded = true;
+    this.log.ended(this.visit, 101);
+  }
+
   end(chunk: Buffer | undefined, _trailers?: IncomingHttpHeaders): void {
     this.isEnded = true;
     this.sink.end(chunk);
@@ -82,7 +79,8 @@ export abstract class Exchange {
 
   /** An answer of the kedge's own. */
   refuse(refusal: Refusal): void {
-    if (this.isGone || this.isAnswered) return;
+    this.visit.refusal = refusal;
+    if (this.isGone || this.status !== undefined) return;
     const text = Buffer.from(`kedge: ${refusal.message}\n`);
     const own = { 'content-type': 'text/plain', 'content-length': text.length };
     this.discard();
@@ -95,22 +93,19 @@ export class H1Exchange extends Exchange {
   private readonly request: http.IncomingMessage;
   private readonly response: http.ServerResponse;
 
-  constructor(request: http.IncomingMessage, response: http.ServerResponse, peer: Peer, head: Head) {
-    super(response, peer, head, request.rawHeaders, {
-      method: request.method!,
-      url: request.url!,
-      authority: head.host ?? '',
-    });
+  constructor(request: http.IncomingMessage, response: http.ServerResponse, peer: Peer, head: Head, log: AccessLog) {
+    const { method, url, rawHeaders } = request;
+    super(response, new Visit('http/1.1', method!, url!, head.host ?? '', peer, head, rawHeaders), log);
     this.request = request;
     this.response = response;
   }
 
-  get isAnswered(): boolean {
-    return this.response.headersSent;
+  get status(): number | undefined {
+    return this.response.headersSent ? this.response.statusCode : undefined;
   }
 
   body(): Readable | undefined {
-    return this.head.hasBody ? new Body(this.request, () => this.request.complete) : undefined;
+    return this.visit.head.hasBody ? new Body(this.request, () => this.request.complete) : undefined;
   }
 
   respond(status: number, headers: OutgoingHttpHeaders): void {
@@ -140,21 +135,14 @@ export class H2Exchange extends Exchange {
   private readonly hasBody: boolean;
   private trailers: IncomingHttpHeaders = {};
 
-  constructor(
-    stream: ServerHttp2Stream,
-    peer: Peer,
-    head: Head,
-    rawHeaders: readonly string[],
-    line: { method: string; url: string; authority: string },
-    hasBody: boolean,
-  ) {
-    super(stream, peer, head, rawHeaders, line);
+  constructor(stream: ServerHttp2Stream, visit: Visit, hasBody: boolean, log: AccessLog) {
+    super(stream, visit, log);
     this.stream = stream;
     this.hasBody = hasBody;
   }
 
-  get isAnswered(): boolean {
-    return this.stream.headersSent;
+  get status(): number | undefined {
+    return this.stream.sentHeaders?.[':status'] as number | undefined;
   }
 
   override get isGone(): boolean {
@@ -164,7 +152,7 @@ export class H2Exchange extends Exchange {
   body(): Readable | undefined {
     const { stream } = this;
     if (!this.hasBody) return undefined;
-    if (this.head.expects && !this.isGone) stream.additionalHeaders({ ':status': 100 });
+    if (this.visit.head.expects && !this.isGone) stream.additionalHeaders({ ':status': 100 });
     // Node ends what was reset as if it were whole.
     return new Body(stream, () => !stream.aborted && stream.rstCode === constants.NGHTTP2_NO_ERROR);
   }

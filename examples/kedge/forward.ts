@@ -28,12 +28,12 @@ export class Forward implements Dispatcher.DispatchHandler {
     this.exchange = exchange;
     this.backend = backend;
     this.join = join;
-    const { headers } = exchange.head;
-    headers.push('x-forwarded-host', exchange.authority, 'host', exchange.authority);
+    const { method, authority, head } = exchange.visit;
+    head.headers.push('x-forwarded-host', authority, 'host', authority);
     this.options = {
       path,
-      method: exchange.method,
-      headers,
+      method,
+      headers: head.headers,
       body: exchange.body() ?? null,
       upgrade: join === undefined ? null : 'websocket',
     };
@@ -49,7 +49,9 @@ export class Forward implements Dispatcher.DispatchHandler {
 
   onRequestStart(controller: Dispatcher.DispatchController): void {
     this.controller = controller;
-    this.backend.connected(this.tried.at(-1)!);
+    const line = this.tried.at(-1)!;
+    this.backend.connected(line);
+    this.exchange.visit.address = line.address;
     if (this.exchange.isGone) controller.abort(new Error('the client went away'));
   }
 
@@ -63,7 +65,7 @@ export class Forward implements Dispatcher.DispatchHandler {
     if (status > 599) throw new Error(`there is no status ${status}`);
     const headers = towardsClient(received);
     headers['x-kedge-backend-name'] = this.backend.name;
-    const isEmpty = exchange.method === 'HEAD' || status === 204 || status === 304;
+    const isEmpty = exchange.visit.method === 'HEAD' || status === 204 || status === 304;
     const length = received['content-length'];
     if (!isEmpty && length !== undefined) this.left = Number(length);
     exchange.respond(status, headers, isEmpty || this.left === 0 ? 'none' : length === undefined ? 'open' : 'length');
@@ -93,8 +95,10 @@ export class Forward implements Dispatcher.DispatchHandler {
     socket: Duplex,
   ): void {
     socket.once('close', () => this.over());
-    if (headers.upgrade?.toLowerCase() === 'websocket') this.join!(socket, headers);
-    else {
+    if (headers.upgrade?.toLowerCase() === 'websocket') {
+      this.exchange.upgraded();
+      this.join!(socket, headers);
+    } else {
       socket.destroy();
       this.refuse(502, 'the backend gave no valid answer');
     }
@@ -110,7 +114,7 @@ export class Forward implements Dispatcher.DispatchHandler {
       else this.tryNext();
       return;
     }
-    if (exchange.isAnswered) {
+    if (exchange.status !== undefined) {
       if (!exchange.isEnded) exchange.abort();
     } else if (REQUEST_ERRORS.has(code ?? '')) this.refuse(400, 'this cannot be sent to a backend');
     else if (code === 'UND_ERR_HEADERS_TIMEOUT') this.refuse(504, 'the backend did not answer in time');
@@ -145,6 +149,6 @@ export class Forward implements Dispatcher.DispatchHandler {
     if (this.isOver) return;
     this.isOver = true;
     (this.options.body as Readable | null)?.destroy();
-    this.backend.shares.release(this.exchange.peer.name);
+    this.backend.shares.release(this.exchange.visit.peer.name);
   }
 }

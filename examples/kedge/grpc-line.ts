@@ -19,6 +19,7 @@ interface Session {
 
 /** One address over HTTP/2: another connection is opened when those there are have no stream left. */
 export class GrpcLine implements Line {
+  readonly address: string;
   private readonly origin: string;
   private readonly dial: () => ReturnType<Dial>;
   private readonly sessions: Session[] = [];
@@ -26,7 +27,8 @@ export class GrpcLine implements Line {
   private isClosed = false;
 
   constructor({ host, port }: Address, dial: Dial, isTls: boolean) {
-    this.origin = `${isTls ? 'https' : 'http'}://${isIPv6(host) ? `[${host}]` : host}:${port}`;
+    this.address = `${isIPv6(host) ? `[${host}]` : host}:${port}`;
+    this.origin = `${isTls ? 'https' : 'http'}://${this.address}`;
     this.dial = () => dial({ host, port }, ['h2']);
     this.open().catch(() => {});
   }

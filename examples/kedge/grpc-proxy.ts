@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders, OutgoingHttpHeaders, ServerHttp2Stream } from 'node:http2';
 import { endWith, joinStreams } from '../grpc-streams.ts';
+import type { AccessLog } from './access-log.ts';
 import { admit } from './admission.ts';
 import type { Gate } from './auth.ts';
 import type { Backend } from './backend.ts';
@@ -7,19 +8,10 @@ import type { GrpcRoute } from './config.ts';
 import { DialError } from './dial.ts';
 import { routeGrpc, splitAuthority } from './director.ts';
 import { FullError, type GrpcLine } from './grpc-line.ts';
-import { type Head, towardsClient, trailersTowardsClient, valuesOf } from './headers.ts';
-import type { Peer } from './peer.ts';
+import { towardsClient, trailersTowardsClient, valuesOf } from './headers.ts';
 import { errorHeaders, GRPC_STATUS, Refusal, unauthorized } from './refusal.ts';
 import type { WireState } from './state.ts';
-
-/** One call as it came in. */
-export interface Call {
-  readonly path: string;
-  readonly authority: string;
-  readonly head: Head;
-  readonly rawHeaders: readonly string[];
-  readonly peer: Peer;
-}
+import type { Visit } from './visit.ts';
 
 /** `application/grpc`, with a suffix or parameters, but not grpc-web, which is HTTP. */
 export function isGrpc(headers: IncomingHttpHeaders): boolean {
@@ -39,7 +31,8 @@ export class GrpcProxy {
     this.gate = gate;
   }
 
-  async handle(stream: ServerHttp2Stream, { path, authority, head, rawHeaders, peer }: Call): Promise<void> {
+  async handle(stream: ServerHttp2Stream, visit: Visit, log: AccessLog): Promise<void> {
+    const { url: path, authority, head, rawHeaders, peer } = visit;
     try {
       if (!(await this.gate.admits(head.proxyAuthorization))) throw unauthorized();
       const split = splitAuthority(authority);
@@ -47,20 +40,27 @@ export class GrpcProxy {
         throw refused('INVALID_ARGUMENT', 'not a gRPC method, or an authority that is no host and port');
       const state = this.state();
       const target = { method: path.slice(1), host: split.host, port: split.port ?? 0, metadata: valuesOf(rawHeaders) };
-      const backend = await admit(state, routeGrpc(state.routes, target), split, peer);
+      const backend = await admit(state, routeGrpc(state.routes, target), split, visit);
+      log.began(visit);
       const release = () => backend.shares.release(peer.name);
       if (stream.closed) release();
       else stream.once('close', release);
       const own = { ':method': 'POST', ':path': path, ':authority': authority, 'x-forwarded-host': authority };
-      await send(stream, Object.assign(valuesOf(head.headers), own, { te: 'trailers' }), backend);
+      await send(stream, Object.assign(valuesOf(head.headers), own, { te: 'trailers' }), backend, visit);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
+      visit.refusal = error;
       endWith(stream, GRPC_STATUS[error.grpc], error.message, errorHeaders(error));
     }
   }
 }
 
-async function send(stream: ServerHttp2Stream, headers: OutgoingHttpHeaders, backend: Backend<GrpcLine>) {
+async function send(
+  stream: ServerHttp2Stream,
+  headers: OutgoingHttpHeaders,
+  backend: Backend<GrpcLine>,
+  visit: Visit,
+): Promise<void> {
   const tried: GrpcLine[] = [];
   let isFull = false;
   // A client that went away meanwhile wants nothing any more.
@@ -80,6 +80,7 @@ async function send(stream: ServerHttp2Stream, headers: OutgoingHttpHeaders, bac
     try {
       const upstream = await line.request(headers);
       backend.connected(line);
+      visit.address = line.address;
       joinStreams(stream, upstream, towardsClient, trailersTowardsClient);
       return;
     } catch (error) {

@@ -2,10 +2,11 @@ import http from 'node:http';
 import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import type { Metrics } from './debug.ts';
+import type { AccessLog } from './access-log.ts';
 import { H1Exchange } from './exchange.ts';
 import { readHead } from './headers.ts';
 import { type HttpProxy, type Join, joinSockets } from './http-proxy.ts';
+import { metrics } from './metrics.ts';
 import { type Peer, peerOf } from './peer.ts';
 import { ALLOWED, NO_TUNNELS } from './refusal.ts';
 import type { Served } from './server.ts';
@@ -15,21 +16,23 @@ const CHECK_MS = 1_000;
 const SWEEP_MS = 50;
 
 /** HTTP/1.1 on connections that are handed over. Node's own parser refuses what could hide a second request. */
-export function serveH1(proxy: HttpProxy, metrics: Metrics, maxHeaderSize: number): Served {
+export function serveH1(proxy: HttpProxy, log: AccessLog, maxHeaderSize: number): Served {
   const peers = new WeakMap<Duplex, Peer>();
   let isDraining = false;
   let sweep: NodeJS.Timeout | undefined;
 
   const serve = (request: http.IncomingMessage, response: http.ServerResponse, join?: Join) => {
-    response.once('close', () => metrics.count('http/1.1', response.statusCode));
     const peer = peers.get(request.socket)!;
     const head = readHead(request.rawHeaders, peer);
     if (head === undefined || request.httpVersionMajor !== 1 || (join !== undefined && head.hasBody)) {
+      metrics.requests.inc('http/1.1', '400');
       response.writeHead(400, { connection: 'close' }).end();
       return;
     }
     const isWebSocket = head.upgrade?.toLowerCase() === 'websocket' && request.method === 'GET';
-    proxy.handle(new H1Exchange(request, response, peer, head), isWebSocket ? join : undefined);
+    const exchange = new H1Exchange(request, response, peer, head, log);
+    response.once('close', () => exchange.closed());
+    proxy.handle(exchange, isWebSocket ? join : undefined);
   };
 
   const server = http.createServer(
@@ -58,7 +61,6 @@ export function serveH1(proxy: HttpProxy, metrics: Metrics, maxHeaderSize: numbe
     socket.on('drain', () => response.emit('drain'));
     serve(request, response, (backend, headers) => {
       response.detachSocket(socket);
-      metrics.count('http/1.1', 101);
       joinSockets(socket, head, backend, headers);
     });
   });

@@ -7,30 +7,29 @@ const CHECK_MS = 10_000;
 /** Checks that a PING may go unanswered beside open streams, whose data may stand before the answer on a slow line. */
 const PATIENCE = 6;
 
+/** How many a session has: to be counted by whoever serves them. */
+export interface Streams {
+  open: number;
+}
+
 /**
  * The timers that Node has for HTTP/1.1 only: a client that never says SETTINGS or is idle is closed, and so is one that
  * sends, but cannot answer a PING meanwhile: a frame or a header block of it never ends (RFC 9113 §6.10).
  */
-export function guardSession(session: http2.ServerHttp2Session): void {
+export function guardSession(session: http2.ServerHttp2Session): Streams {
   const preface = setTimeout(() => session.destroy(), PREFACE_MS);
   session.once('remoteSettings', () => clearTimeout(preface));
   session.setTimeout(IDLE_MS, () => session.close());
 
   const socket = session.socket as TLSSocket;
-  let open = 0;
+  const streams: Streams = { open: 0 };
   let bytes = 0;
   let unanswered = 0;
   let isAsked = false;
-  session.on('stream', (stream) => {
-    open += 1;
-    stream.once('close', () => {
-      open -= 1;
-    });
-  });
   const check = setInterval(() => {
     if (session.destroyed) return;
     if (isAsked) unanswered += 1;
-    if (unanswered >= (open === 0 ? 1 : PATIENCE)) {
+    if (unanswered >= (streams.open === 0 ? 1 : PATIENCE)) {
       session.destroy();
       return;
     }
@@ -48,4 +47,5 @@ export function guardSession(session: http2.ServerHttp2Session): void {
     clearTimeout(preface);
     clearInterval(check);
   });
+  return streams;
 }

@@ -1,19 +1,21 @@
 import http2 from 'node:http2';
 import type { TLSSocket } from 'node:tls';
-import type { Metrics } from './debug.ts';
+import type { AccessLog } from './access-log.ts';
 import { H2Exchange } from './exchange.ts';
 import { type GrpcProxy, isGrpc } from './grpc-proxy.ts';
-import { guardSession } from './h2-guard.ts';
+import { guardSession, type Streams } from './h2-guard.ts';
 import { readHead } from './headers.ts';
 import type { HttpProxy } from './http-proxy.ts';
+import { metrics } from './metrics.ts';
 import { type Peer, peerOf } from './peer.ts';
 import { ALLOWED, NO_TUNNELS } from './refusal.ts';
 import type { Served } from './server.ts';
+import { Visit } from './visit.ts';
 
 const HEADER_PAIRS = 1_000;
 
 /** HTTP/2 on connections that are handed over: gRPC by its content type, all else is HTTP. */
-export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxHeaderListSize: number): Served {
+export function serveH2(http: HttpProxy, grpc: GrpcProxy, log: AccessLog, maxHeaderListSize: number): Served {
   const sessions = new Set<http2.ServerHttp2Session>();
   let accepting: Peer | undefined;
 
@@ -23,34 +25,41 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxH
     flags: number,
     rawHeaders: readonly string[],
     peer: Peer,
+    streams: Streams,
   ) => {
-    stream.on('error', () => {});
-    const wire = isGrpc(headers) ? 'grpc' : 'h2';
+    let closed: () => void = ignore;
+    streams.open += 1;
+    stream.on('error', ignore);
     stream.once('close', () => {
-      const { 'grpc-status': code, ':status': status } = stream.sentHeaders ?? {};
-      metrics.count(wire, String(code ?? status ?? 'none'));
+      streams.open -= 1;
+      closed();
     });
+    const wire = isGrpc(headers) ? 'grpc' : 'h2';
     const { ':authority': named, ':scheme': scheme, ':method': method = 'GET', ':path': path = '/' } = headers;
     const head = readHead(rawHeaders, peer);
     const isTwofold =
       named !== undefined && head?.host !== undefined && named.toLowerCase() !== head.host.toLowerCase();
-    if (method === 'CONNECT') {
-      stream.respond({ ':status': 405, allow: ALLOWED, 'content-type': 'text/plain' });
-      stream.end(NO_TUNNELS);
-    } else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold)
-      stream.respond({ ':status': 400 }, { endStream: true });
+    const refuse = (status: number, text?: string) => {
+      metrics.requests.inc(wire, String(status));
+      const allow = status === 405 ? { allow: ALLOWED, 'content-type': 'text/plain' } : {};
+      stream.respond({ ':status': status, ...allow }, { endStream: text === undefined });
+      if (text !== undefined) stream.end(text);
+    };
+    if (method === 'CONNECT') refuse(405, NO_TUNNELS);
+    else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold) refuse(400);
     else {
-      const authority = named ?? head.host ?? '';
+      const visit = new Visit(wire, method, path, named ?? head.host ?? '', peer, head, rawHeaders);
       if (wire === 'h2') {
         const hasBody = (flags & http2.constants.NGHTTP2_FLAG_END_STREAM) === 0;
-        http.handle(new H2Exchange(stream, peer, head, rawHeaders, { method, url: path, authority }, hasBody));
+        const exchange = new H2Exchange(stream, visit, hasBody, log);
+        closed = () => exchange.closed();
+        http.handle(exchange);
         return;
       }
       // It is both ends of two pipes, with a few listeners each.
       stream.setMaxListeners(20);
-      grpc
-        .handle(stream, { path, authority, head, rawHeaders, peer })
-        .catch(() => stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR));
+      closed = () => log.ended(visit, grpcStatusOf(stream));
+      grpc.handle(stream, visit, log).catch(() => stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR));
     }
   };
 
@@ -63,11 +72,11 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxH
   server.on('session', (session) => {
     const peer = accepting!;
     sessions.add(session);
-    guardSession(session);
-    session.on('error', () => {});
+    const streams = guardSession(session);
+    session.on('error', ignore);
     session.once('close', () => sessions.delete(session));
     // Not a 'request' listener: node:http2 would put its compatibility layer in front, which keeps trailers to itself.
-    session.on('stream', (stream, headers, flags, rawHeaders) => serve(stream, headers, flags, rawHeaders!, peer));
+    session.on('stream', (stream, headers, flags, raw) => serve(stream, headers, flags, raw!, peer, streams));
   });
 
   return {
@@ -83,3 +92,10 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, metrics: Metrics, maxH
     close: () => {},
   };
 }
+
+function grpcStatusOf({ sentTrailers, sentHeaders }: http2.ServerHttp2Stream): number | undefined {
+  const status = sentTrailers?.['grpc-status'] ?? sentHeaders?.['grpc-status'];
+  return status === undefined ? undefined : Number(status);
+}
+
+function ignore(): void {}

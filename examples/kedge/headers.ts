@@ -49,6 +49,8 @@ export interface Head {
   readonly proxyAuthorization: string | undefined;
   readonly upgrade: string | undefined;
   readonly expects: boolean;
+  /** `X-Kedge-Info-Logs`: the caller wants a line in the log. */
+  readonly infoLogs: string | undefined;
   /** Whether it announces a body in HTTP/1.1. */
   readonly hasBody: boolean;
 }
@@ -64,6 +66,7 @@ export function readHead(raw: readonly string[], peer: Peer): Head | undefined {
   let upgrade: string | undefined;
   let connection = '';
   let cookie: string | undefined;
+  let infoLogs: string | undefined;
   let expects = false;
   let hasBody = false;
   for (let i = 0; i < raw.length; i += 2) {
@@ -86,13 +89,14 @@ export function readHead(raw: readonly string[], peer: Peer): Head | undefined {
       cookie = cookie === undefined ? value : `${cookie}; ${value}`;
     } else if (!isTwin(name)) {
       if (name === 'content-length' && value !== '0') hasBody = true;
+      else if (name === 'x-kedge-info-logs') infoLogs = value;
       headers.push(name, value);
     }
   }
   if (cookie !== undefined) headers.push('cookie', cookie);
   const kept = /[^\s,]/.test(connection) ? withoutNamed(headers, connection) : headers;
   kept.push(...peer.headers);
-  return { headers: kept, host, proxyAuthorization, upgrade, expects, hasBody };
+  return { headers: kept, host, proxyAuthorization, upgrade, expects, infoLogs, hasBody };
 }
 
 const COLON = 58;
@@ -119,6 +123,12 @@ export function valuesOf(raw: readonly string[]): Record<string, string[]> {
     values[name].push(raw[i + 1]!);
   }
   return values;
+}
+
+/** The first value of a header, which is named in lower case. */
+export function firstOf(headers: readonly string[], name: string): string | undefined {
+  for (let i = 0; i < headers.length; i += 2) if (headers[i] === name) return headers[i + 1];
+  return undefined;
 }
 
 /** A backend's headers as the client gets them; throws when one could not be sent as it is. */

@@ -16,6 +16,7 @@ const WINDOW_BYTES = 1024 * 1024;
 /** One address over HTTP: HTTP/1.1 where it is plain, and what TLS says where it is not. */
 export class HttpLine implements Line {
   readonly share = SHARE;
+  readonly address: string;
   private readonly origin: string;
   private readonly pool: Pool;
   private readonly options: Client.Options;
@@ -24,7 +25,8 @@ export class HttpLine implements Line {
   private spare: Promise<net.Socket | undefined> | undefined;
 
   constructor({ host, port }: Address, dial: Dial, isTls: boolean, maxHeaderSize: number) {
-    this.origin = `${isTls ? 'https' : 'http'}://${isIPv6(host) ? `[${host}]` : host}:${port}`;
+    this.address = `${isIPv6(host) ? `[${host}]` : host}:${port}`;
+    this.origin = `${isTls ? 'https' : 'http'}://${this.address}`;
     this.dial = (alpn) => dial({ host, port }, alpn);
     this.options = { maxHeaderSize, headersTimeout: HEADERS_MS, bodyTimeout: BODY_MS, allowH2: isTls };
     const h2Options = { initialWindowSize: WINDOW_BYTES, connectionWindowSize: 16 * WINDOW_BYTES };

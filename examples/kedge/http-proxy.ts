@@ -1,6 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { admit } from './admission.ts';
+import { admit, after } from './admission.ts';
 import type { Gate } from './auth.ts';
 import type { HttpRoute } from './config.ts';
 import { type HttpTarget, routeHttp, splitAuthority } from './director.ts';
@@ -10,6 +10,7 @@ import { towardsClient, valuesOf } from './headers.ts';
 import type { HttpLine } from './http-line.ts';
 import { Refusal, unauthorized } from './refusal.ts';
 import type { WireState } from './state.ts';
+import type { Visit } from './visit.ts';
 
 /** Where the backend's connection goes when it agrees to an upgrade. */
 export type Join = (socket: Duplex, headers: IncomingHttpHeaders) => void;
@@ -24,18 +25,22 @@ export class HttpProxy {
     this.gate = gate;
   }
 
-  async handle(exchange: Exchange, join?: Join): Promise<void> {
+  handle(exchange: Exchange, join?: Join): void {
+    const { visit } = exchange;
+    const failed = (error: unknown) => (error instanceof Refusal ? exchange.refuse(error) : exchange.abort());
     try {
-      const isAdmitted = this.gate.admits(exchange.head.proxyAuthorization);
-      if (isAdmitted !== true && !(await isAdmitted)) throw unauthorized();
-      const target = targetOf(exchange);
-      const state = this.state();
-      const named = { host: target.host, port: target.namedPort };
-      const backend = await admit(state, routeHttp(state.routes, target), named, exchange.peer);
-      new Forward(exchange, backend, target.path, join).start();
+      const started = after(this.gate.admits(visit.head.proxyAuthorization), (isAdmitted) => {
+        if (!isAdmitted) throw unauthorized();
+        const target = targetOf(visit);
+        const state = this.state();
+        const named = { host: target.host, port: target.namedPort };
+        return after(admit(state, routeHttp(state.routes, target), named, visit), (backend) =>
+          new Forward(exchange, backend, target.path, join).start(),
+        );
+      });
+      if (started instanceof Promise) started.catch(failed);
     } catch (error) {
-      if (error instanceof Refusal) exchange.refuse(error);
-      else exchange.abort();
+      failed(error);
     }
   }
 }
@@ -47,7 +52,7 @@ interface Target extends HttpTarget {
 
 const SLASH = 47;
 
-function targetOf({ url, authority, rawHeaders }: Exchange): Target {
+function targetOf({ url, authority, rawHeaders }: Visit): Target {
   const refused = (text: string) => new Refusal(400, 'no-route', 'INVALID_ARGUMENT', text);
   const split = splitAuthority(authority);
   if (split === undefined) throw refused('the authority is not a host and port');

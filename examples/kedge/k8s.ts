@@ -1,6 +1,8 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { KubeConfig, V1EndpointSlice } from '@kubernetes/client-node';
 import { watchAll } from './cluster.ts';
-import type { Resolvers } from './config.ts';
+import type { BackendConfig } from './config.ts';
+import { metrics } from './metrics.ts';
 import type { Address, Resolver } from './resolver.ts';
 
 /** How long the first answer may take. */
@@ -8,27 +10,30 @@ const FIRST_MS = 5_000;
 
 /** The ready endpoints of a Service, watched; while the API server is away, those that were there last. */
 export function watchEndpoints(
-  { service, namespace, port }: NonNullable<Resolvers['k8s']>,
+  { service, namespace, port }: NonNullable<BackendConfig['k8s']>,
   cluster: KubeConfig,
 ): Resolver {
   const first = Promise.withResolvers<void>();
   let all: readonly Address[] | undefined;
+  const target = `${service}.${namespace}${port === undefined ? '' : `:${port}`}`;
   const close = watchAll<V1EndpointSlice>(
     cluster,
     `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices`,
     `kubernetes.io/service-name=${service}`,
     (slices) => {
       all = slices.flatMap((slice) => readyOf(slice, port));
+      metrics.endpoints.set({ target }, all.length);
+      metrics.watchChanges.inc(target);
       first.resolve();
     },
+    () => metrics.watchErrors.inc(target),
   );
   return {
     addresses: async () => {
-      let late: NodeJS.Timeout | undefined;
-      const tooLate = new Promise<never>((_, reject) => {
-        late = setTimeout(reject, FIRST_MS, new Error(`no endpoints of ${service}.${namespace} within ${FIRST_MS} ms`));
+      const tooLate = sleep(FIRST_MS, undefined, { ref: false }).then(() => {
+        throw new Error(`no endpoints of ${target} within ${FIRST_MS} ms`);
       });
-      await Promise.race([first.promise, tooLate]).finally(() => clearTimeout(late));
+      await Promise.race([first.promise, tooLate]);
       return all!;
     },
     current: () => all,

@@ -4,13 +4,14 @@
  *   npm run kedge -- --server_tls_cert_file=tls.crt --server_tls_key_file=tls.key --server_tls_client_ca_files=ca.crt \\
  *     --kedge_config_director_config_path=director.json --kedge_config_backendpool_config_path=backendpool.json
  */
-import { watchFile } from 'node:fs';
-import { configSource, helpOf, readFlagFile, readFlags } from '../flags.ts';
+import cluster from 'node:cluster';
+import { configSource, flagzOf, helpOf, readFlagFile, readFlags } from '../flags.ts';
 import { bearerGate, type Gate, oidcGate, openGate } from './auth.ts';
 import { clusterOf } from './cluster.ts';
-import { Metrics, startDebug } from './debug.ts';
-import { startKedge } from './server.ts';
-import { State } from './state.ts';
+import { startDebug } from './debug.ts';
+import { type Files, followFiles } from './files.ts';
+import { type Settings, startProgram } from './program.ts';
+import { serveAsWorker, startWorkers } from './workers.ts';
 
 const FLAGS = {
   server_bind_address: '127.0.0.1',
@@ -47,9 +48,10 @@ const FLAGS = {
   k8sclient_kubeconfig_user: '',
   server_http_max_header_bytes: 65_536,
   log_level: 'info',
+  /** Processes that serve; an addition of ours. */
+  workers: 1,
   help: false,
 };
-const RENEW_POLL_MS = 500;
 const LOGS = 'logs are lines on stderr, for an agent to collect';
 const BUFFERS = 'streams are passed on as they come';
 /** What the original has besides, and why it means nothing here. */
@@ -81,111 +83,124 @@ async function main(): Promise<void> {
     return;
   }
   const isQuiet = /^(?:error|fatal|panic)$/i.test(values.log_level);
-  const log = (message: string) => isQuiet || console.error(`kedge: ${message}`);
-  for (const warning of warnings) log(warning);
-  const { server_tls_cert_file: certFile, server_tls_key_file: keyFile } = values;
-  if (certFile === '') throw new Error('--server_tls_cert_file is required');
-  if (keyFile === '') throw new Error('--server_tls_key_file is required');
-  const caFiles = values.server_tls_client_ca_files.split(',').filter(Boolean);
-  const crlFiles = values.server_tls_client_crl_files.split(',').filter(Boolean);
-  const certificates = () => ({
-    cert: readFlagFile('server_tls_cert_file', certFile),
-    key: readFlagFile('server_tls_key_file', keyFile),
-    clientCas: caFiles.map((path) => readFlagFile('server_tls_client_ca_files', path)),
-    clientCrls: crlFiles.map((path) => readFlagFile('server_tls_client_crl_files', path)),
-  });
-  const clientCertRequired = values.server_tls_client_cert_required;
-  if (clientCertRequired && caFiles.length === 0)
-    throw new Error('--server_tls_client_ca_files is required while --server_tls_client_cert_required is true');
+  const name = cluster.isWorker ? `kedge ${process.pid}` : 'kedge';
+  const log = (message: string) => isQuiet || console.error(`${name}: ${message}`);
   const gate = await gateOf(values);
+  check(values, gate);
+  const settings = settingsOf(values);
+  const start = (files: Files) => startProgram(settings, gate, files, log);
+  let isDraining = false;
+  const endWith = (drain: () => Promise<void> | undefined) => {
+    const end = async () => {
+      if (isDraining) return;
+      isDraining = true;
+      await drain();
+      process.exit(0);
+    };
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, end);
+  };
+  if (cluster.isWorker) {
+    endWith(serveAsWorker(start));
+    return;
+  }
+  for (const warning of warnings) log(warning);
+  const origins = originsOf(values);
+  const files = { configuration: origins.configuration.read(), certificates: origins.certificates.read() };
+  const program = await (values.workers > 1 ? startWorkers(values.workers, files, log) : start(files));
+  followFiles(origins, program, log);
+  const { server_bind_address: address, server_http_port: debugPort } = values;
+  const debug =
+    debugPort === 0
+      ? undefined
+      : await startDebug({
+          address,
+          port: portOf(debugPort),
+          metricsPath: values.server_metrics_path,
+          gate: values.server_enable_oidc_for_debug_endpoints ? gate : openGate,
+          program,
+          flags: flagzOf(FLAGS, values),
+          isHealthy: () => !isDraining,
+        });
+  endWith(() => program.drain());
+  const { ports, pids } = program;
+  console.log(JSON.stringify({ ready: true, address, ...ports, debugPort: debug?.port, pid: process.pid, pids }));
+}
+
+/** Throws where a kedge with these flags would be of no use, or would let everybody in. */
+function check(values: typeof FLAGS, gate: Gate): void {
+  if (values.server_tls_cert_file === '') throw new Error('--server_tls_cert_file is required');
+  if (values.server_tls_key_file === '') throw new Error('--server_tls_key_file is required');
+  const isCertRequired = values.server_tls_client_cert_required;
+  if (isCertRequired && values.server_tls_client_ca_files === '')
+    throw new Error('--server_tls_client_ca_files is required while --server_tls_client_cert_required is true');
   if (values.server_enable_oidc_for_debug_endpoints && gate === openGate)
     throw new Error('--server_enable_oidc_for_debug_endpoints goes with a provider or a token');
-  if (!clientCertRequired && gate === openGate)
+  if (!isCertRequired && gate === openGate)
     throw new Error('without required client certificates a token is: this kedge would let everybody in');
   if (values.server_http_tls_port === 0) throw new Error('--server_http_tls_port is required');
-
-  const { discovery_external_domain_suffix: suffix, discovery_label_annotation_prefix: prefix } = values;
-  if (values.kedge_dynamic_routings_enabled && suffix === '')
+  if (values.kedge_dynamic_routings_enabled && values.discovery_external_domain_suffix === '')
     throw new Error('--kedge_dynamic_routings_enabled needs --discovery_external_domain_suffix');
-  const discovery = values.kedge_dynamic_routings_enabled ? { suffix, prefix } : undefined;
+  if (values.workers < 1) throw new Error('--workers is 1 or more');
+}
 
-  const metrics = new Metrics();
-  const state = new State(
-    configSource(
-      'kedge_config_director_config',
-      values.kedge_config_director_config_path,
-      values.kedge_config_director_config,
-    ),
-    configSource(
-      'kedge_config_backendpool_config',
-      values.kedge_config_backendpool_config_path,
-      values.kedge_config_backendpool_config,
-    ),
-    (message) => {
-      if (message.startsWith('configuration')) metrics.reloads.inc({ taken: String(!message.includes('refused')) });
-      log(message);
-    },
-    values.server_http_max_header_bytes,
-    {
-      discovery,
-      cluster: () =>
-        clusterOf({
-          url: values.k8sclient_kubeapi_url,
-          caFile: values.k8sclient_ca_file,
-          tokenFile: values.k8client_token_file,
-          isInsecure: values.k8sclient_tls_insecure,
-          kubeconfig: values.k8sclient_kubeconfig_path,
-          user: values.k8sclient_kubeconfig_user,
-        }),
-    },
-  );
-  const portOf = (port: number) => (port === -1 ? 0 : port);
-  if (discovery !== undefined) await state.discovered;
-  const kedge = await startKedge({
+const portOf = (port: number) => (port === -1 ? 0 : port);
+
+function settingsOf(values: typeof FLAGS): Settings {
+  const { discovery_external_domain_suffix: suffix, discovery_label_annotation_prefix: prefix } = values;
+  return {
     address: values.server_bind_address,
     port: portOf(values.server_http_tls_port),
     grpcPort: values.server_grpc_tls_port === 0 ? undefined : portOf(values.server_grpc_tls_port),
-    certificates: certificates(),
-    clientCertRequired,
+    clientCertRequired: values.server_tls_client_cert_required,
     maxHeaderBytes: values.server_http_max_header_bytes,
-    state,
-    gate,
-    metrics,
-  });
-  // By polling, through symbolic links: certificates are renewed while we run.
-  for (const path of [certFile, keyFile, ...caFiles, ...crlFiles]) {
-    watchFile(path, { interval: RENEW_POLL_MS, persistent: false }, () => {
-      try {
-        kedge.renew(certificates());
-        log('certificates renewed');
-      } catch (error) {
-        log(`certificates refused, the old ones stay: ${(error as Error).message}`);
-      }
-    });
-  }
-  let isDraining = false;
-  const debug =
-    values.server_http_port === 0
-      ? undefined
-      : await startDebug({
-          address: values.server_bind_address,
-          port: portOf(values.server_http_port),
-          metricsPath: values.server_metrics_path,
-          gate: values.server_enable_oidc_for_debug_endpoints ? gate : openGate,
-          metrics,
-          isHealthy: () => !isDraining,
-        });
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    process.once(signal, async () => {
-      isDraining = true;
-      await kedge.close(values.server_sigterm_timeout * 1000);
-      debug?.close();
-      process.exit(0);
-    });
-  }
-  const { port, grpcPort } = kedge;
-  const ready = { ready: true, address: values.server_bind_address, port, grpcPort, debugPort: debug?.port };
-  console.log(JSON.stringify({ ...ready, pid: process.pid }));
+    drainMs: values.server_sigterm_timeout * 1000,
+    logLevel: values.log_level,
+    discovery: values.kedge_dynamic_routings_enabled ? { suffix, prefix } : undefined,
+    cluster: () =>
+      clusterOf({
+        url: values.k8sclient_kubeapi_url,
+        caFile: values.k8sclient_ca_file,
+        tokenFile: values.k8client_token_file,
+        isInsecure: values.k8sclient_tls_insecure,
+        kubeconfig: values.k8sclient_kubeconfig_path,
+        user: values.k8sclient_kubeconfig_user,
+      }),
+  };
+}
+
+/** Where the files are, and how they are read. */
+function originsOf(values: typeof FLAGS) {
+  const director = configSource(
+    'kedge_config_director_config',
+    values.kedge_config_director_config_path,
+    values.kedge_config_director_config,
+  );
+  const pool = configSource(
+    'kedge_config_backendpool_config',
+    values.kedge_config_backendpool_config_path,
+    values.kedge_config_backendpool_config,
+  );
+  const { server_tls_cert_file: cert, server_tls_key_file: key } = values;
+  const clientCas = values.server_tls_client_ca_files.split(',').filter(Boolean);
+  const clientCrls = values.server_tls_client_crl_files.split(',').filter(Boolean);
+  return {
+    configuration: {
+      paths: [director.path, pool.path].filter((path) => path !== undefined),
+      read: () => ({
+        director: { file: director.name, text: director.read() },
+        pool: { file: pool.name, text: pool.read() },
+      }),
+    },
+    certificates: {
+      paths: [cert, key, ...clientCas, ...clientCrls],
+      read: () => ({
+        cert: readFlagFile('server_tls_cert_file', cert),
+        key: readFlagFile('server_tls_key_file', key),
+        clientCas: clientCas.map((path) => readFlagFile('server_tls_client_ca_files', path)),
+        clientCrls: clientCrls.map((path) => readFlagFile('server_tls_client_crl_files', path)),
+      }),
+    },
+  };
 }
 
 async function gateOf(values: typeof FLAGS): Promise<Gate> {

@@ -19,6 +19,12 @@ export const GRPC_STATUS = {
   UNAUTHENTICATED: 16,
 } as const;
 
+/** Their names as grpc-go writes them. */
+export const GRPC_CODES =
+  'OK Canceled Unknown InvalidArgument DeadlineExceeded NotFound AlreadyExists PermissionDenied ResourceExhausted FailedPrecondition Aborted OutOfRange Unimplemented Internal Unavailable DataLoss Unauthenticated'.split(
+    ' ',
+  );
+
 /** Why a request goes nowhere, over HTTP and over gRPC. The text is the kedge's own: it tells nothing of backends. */
 export class Refusal extends Error {
   readonly http: number;

@@ -1,11 +1,12 @@
 import type { AddressInfo } from 'node:net';
 import tls from 'node:tls';
+import type { AccessLog } from './access-log.ts';
 import type { Gate } from './auth.ts';
-import type { Metrics } from './debug.ts';
 import { GrpcProxy } from './grpc-proxy.ts';
 import { serveH1 } from './h1.ts';
 import { serveH2 } from './h2.ts';
 import { HttpProxy } from './http-proxy.ts';
+import { metrics } from './metrics.ts';
 import type { State } from './state.ts';
 
 /** What the kedge shows, and the CAs of client certificates, PEM. */
@@ -29,13 +30,15 @@ export interface KedgeOptions {
   maxHeaderBytes: number;
   state: State;
   gate: Gate;
-  metrics: Metrics;
+  log: AccessLog;
 }
 
 export interface Kedge {
   readonly port: number;
   readonly grpcPort: number | undefined;
-  /** For new connections; throws when they cannot be used. */
+  /** Throws when these cannot be used. */
+  check(certificates: Certificates): void;
+  /** For new connections. */
   renew(certificates: Certificates): void;
   /** Takes no new connections, lets requests finish, and cuts what is left after `deadlineMs`. */
   close(deadlineMs: number): Promise<void>;
@@ -55,13 +58,13 @@ const GRACE_MS = 1_000;
 
 /** One TLS port for HTTP/1.1, HTTP/2 and gRPC: ALPN decides which server a connection is given to. */
 export async function startKedge(options: KedgeOptions): Promise<Kedge> {
-  const { gate, metrics, state, maxHeaderBytes } = options;
+  const { gate, log, state, maxHeaderBytes } = options;
   const httpProxy = new HttpProxy(state.http, gate);
-  const h1 = serveH1(httpProxy, metrics, maxHeaderBytes);
-  const h2 = serveH2(httpProxy, new GrpcProxy(state.grpc, gate), metrics, maxHeaderBytes);
+  const h1 = serveH1(httpProxy, log, maxHeaderBytes);
+  const h2 = serveH2(httpProxy, new GrpcProxy(state.grpc, gate), log, maxHeaderBytes);
   const sockets = new Set<tls.TLSSocket>();
 
-  const listen = async (port: number, alpn: string[]) => {
+  const listen = async (name: string, port: number, alpn: string[]) => {
     const server = tls.createServer(
       {
         ...contextOf(options.certificates),
@@ -73,9 +76,11 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
       (socket) => {
         sockets.add(socket);
         metrics.connections.inc();
+        metrics.accepted.inc(name);
         socket.once('close', () => {
           sockets.delete(socket);
           metrics.connections.dec();
+          metrics.closed.inc(name);
         });
         socket.on('error', () => {});
         socket.setNoDelay(true);
@@ -90,13 +95,14 @@ export async function startKedge(options: KedgeOptions): Promise<Kedge> {
     });
     return server;
   };
-  const servers = [await listen(options.port, ['h2', 'http/1.1'])];
-  if (options.grpcPort !== undefined) servers.push(await listen(options.grpcPort, ['h2']));
+  const servers = [await listen('http_tls', options.port, ['h2', 'http/1.1'])];
+  if (options.grpcPort !== undefined) servers.push(await listen('grpc_tls', options.grpcPort, ['h2']));
   const portOf = (server: tls.Server | undefined) => (server?.address() as AddressInfo | undefined)?.port;
 
   return {
     port: portOf(servers[0])!,
     grpcPort: portOf(servers[1]),
+    check: (certificates) => void tls.createSecureContext(contextOf(certificates)),
     renew: (certificates) => {
       for (const server of servers) server.setSecureContext(contextOf(certificates));
     },

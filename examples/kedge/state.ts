@@ -1,9 +1,8 @@
 import dns from 'node:dns/promises';
-import { unwatchFile, watchFile } from 'node:fs';
-import { KubeConfig, type V1Service } from '@kubernetes/client-node';
-import type { Source } from '../flags.ts';
+import type { KubeConfig, V1Service } from '@kubernetes/client-node';
+import { LRUCache } from 'lru-cache';
 import { Backend, type Line } from './backend.ts';
-import { watchAll } from './cluster.ts';
+import { clusterOf, watchAll } from './cluster.ts';
 import {
   type AdhocRule,
   type BackendConfig,
@@ -11,11 +10,13 @@ import {
   type GrpcRoute,
   type HttpRoute,
   readConfig,
+  type Texts,
   type WireConfig,
 } from './config.ts';
 import { type Dial, dialOf } from './dial.ts';
 import { GrpcLine } from './grpc-line.ts';
 import { HttpLine } from './http-line.ts';
+import { metrics } from './metrics.ts';
 import { type Address, resolverOf } from './resolver.ts';
 import { type DiscoveryOptions, selectorOf, withServices } from './services.ts';
 
@@ -28,24 +29,23 @@ export interface WireState<Route, L extends Line> {
   adhoc(address: Address): Backend<L>;
 }
 
-const POLL_MS = 500;
 const MAX_ADHOC = 1000;
 /** How long Services may be quiet before they are taken, and how long a start waits for the first of them. */
 const SETTLE_MS = 100;
 const FIRST_SERVICES_MS = 5_000;
 
-/** Routes and backends, as the files have them: a changed file takes effect without dropping a request. */
+/** Routes and backends, as the files and Services have them: a change takes effect without dropping a request. */
 export class State {
   private current!: {
     readonly http: WireState<HttpRoute, HttpLine>;
     readonly grpc: WireState<GrpcRoute, GrpcLine>;
   };
-  private readonly sources: { readonly director: Source; readonly pool: Source };
   private readonly wires: { readonly http: Backends<HttpLine>; readonly grpc: Backends<GrpcLine> };
   private readonly report: (message: string) => void;
   private readonly discovery: DiscoveryOptions | undefined;
   /** As the files were when they were last right. */
   private files!: Config;
+  private live!: Config;
   private services: readonly V1Service[] = [];
   /** What is wrong or dangerous, and was said. */
   private doubts: ReadonlySet<string> = new Set();
@@ -54,8 +54,7 @@ export class State {
 
   /** `maxHeaderBytes`: of a backend's answer. Throws what is wrong with the files. */
   constructor(
-    director: Source,
-    pool: Source,
+    texts: Texts,
     report: (message: string) => void,
     maxHeaderBytes: number,
     {
@@ -63,7 +62,6 @@ export class State {
       discovery,
     }: { cluster?: () => KubeConfig; discovery?: DiscoveryOptions | undefined } = {},
   ) {
-    this.sources = { director, pool };
     this.report = report;
     this.discovery = discovery;
     let known: KubeConfig | undefined;
@@ -72,24 +70,41 @@ export class State {
       return known;
     };
     this.wires = {
-      http: new Backends((address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), shared),
-      grpc: new Backends((address, dial, isTls) => new GrpcLine(address, dial, isTls), shared),
+      http: new Backends('http', (address, dial, isTls) => new HttpLine(address, dial, isTls, maxHeaderBytes), shared),
+      grpc: new Backends('grpc', (address, dial, isTls) => new GrpcLine(address, dial, isTls), shared),
     };
-    this.load();
+    this.take(texts);
     if (discovery !== undefined) this.stopDiscovery = this.discover(shared(), discovery);
-    for (const { path } of [director, pool]) {
-      // By polling, through symbolic links: Kubernetes swaps them.
-      if (path !== undefined) watchFile(path, { interval: POLL_MS, persistent: false }, () => this.reload());
-    }
   }
 
   readonly http = () => this.current.http;
   readonly grpc = () => this.current.grpc;
 
   close(): void {
-    for (const { path } of Object.values(this.sources)) if (path !== undefined) unwatchFile(path);
     this.stopDiscovery();
     for (const backends of Object.values(this.wires)) backends.close();
+  }
+
+  /** Throws what is wrong with the files. */
+  check(texts: Texts): void {
+    const { config } = this.merged(readConfig(texts.director, texts.pool));
+    for (const wire of ['http', 'grpc'] as const) this.wires[wire].dials(config[wire], config.tls);
+  }
+
+  /** Throws what is wrong with the files, and takes none of them then. */
+  take(texts: Texts): void {
+    this.apply(readConfig(texts.director, texts.pool));
+  }
+
+  /** What is served at the moment, for those who run the kedge. */
+  get routes(): object {
+    const { http, grpc, tls } = this.live;
+    const wire = ({ routes, adhocRules, backends }: WireConfig<unknown>) => ({
+      routes,
+      adhocRules,
+      backends: [...backends.values()],
+    });
+    return { http: wire(http), grpc: wire(grpc), tls: Object.fromEntries(tls) };
   }
 
   /** Services are in the configuration, or were not to be had yet. */
@@ -111,7 +126,7 @@ export class State {
         // Changes come in bursts.
         settled ??= setTimeout(() => {
           settled = undefined;
-          this.reload(() => this.apply(this.files));
+          this.reload();
           clearTimeout(late);
           this.firstServices.resolve();
         }, SETTLE_MS);
@@ -128,25 +143,23 @@ export class State {
     };
   }
 
-  private reload(load = () => this.load()): void {
+  private reload(): void {
     try {
-      load();
+      this.apply(this.files);
       this.report('configuration reloaded');
     } catch (error) {
       this.report(`configuration refused, the old one stays: ${(error as Error).message}`);
     }
   }
 
-  private load(): void {
-    const { director, pool } = this.sources;
-    this.apply(readConfig({ file: director.name, text: director.read() }, { file: pool.name, text: pool.read() }));
+  private merged(files: Config): { config: Config; skipped: string[] } {
+    return this.discovery === undefined
+      ? { config: files, skipped: [] }
+      : withServices(files, this.services, this.discovery);
   }
 
   private apply(files: Config): void {
-    const { config, skipped } =
-      this.discovery === undefined
-        ? { config: files, skipped: [] }
-        : withServices(files, this.services, this.discovery);
+    const { config, skipped } = this.merged(files);
     const { http, grpc } = this.wires;
     // All are read before any is taken.
     const dials = [http.dials(config.http, config.tls), grpc.dials(config.grpc, config.tls)] as const;
@@ -154,6 +167,7 @@ export class State {
     for (const each of doubts) if (!this.doubts.has(each)) this.report(each);
     this.doubts = doubts;
     this.files = files;
+    this.live = config;
     this.current = { http: http.take(config.http, dials[0]), grpc: grpc.take(config.grpc, dials[1]) };
   }
 }
@@ -173,12 +187,15 @@ function doubtsOf({ routes, backends }: WireConfig<{ backendName: string }>): st
 
 /** The backends of one wire: what stays the same keeps its connections, what is gone ends when its requests have. */
 class Backends<L extends Line> {
+  private readonly wire: 'http' | 'grpc';
   private readonly open: Open<L>;
   private readonly cluster: () => KubeConfig;
   private named = new Map<string, Backend<L>>();
-  private readonly adhocs = new Map<string, Backend<L>>();
+  /** The one that was used longest ago is the first to go. */
+  private readonly adhocs = new LRUCache<string, Backend<L>>({ max: MAX_ADHOC, dispose: (backend) => backend.close() });
 
-  constructor(open: Open<L>, cluster: () => KubeConfig) {
+  constructor(wire: 'http' | 'grpc', open: Open<L>, cluster: () => KubeConfig) {
+    this.wire = wire;
     this.open = open;
     this.cluster = cluster;
   }
@@ -188,7 +205,7 @@ class Backends<L extends Line> {
     const dials: Dials = new Map();
     for (const [name, config] of backends) {
       const key = `${JSON.stringify(config)} ${tls.get(config.security?.configName ?? '')}`;
-      dials.set(name, { key, dial: this.named.has(key) ? undefined : dialOf(config, tls), config });
+      dials.set(name, { key, dial: this.named.has(key) ? undefined : dialOf(this.wire, config, tls), config });
     }
     return dials;
   }
@@ -201,13 +218,22 @@ class Backends<L extends Line> {
       byKey.set(key, backend);
       backends.set(name, backend);
     }
-    for (const [key, backend] of this.named) if (!byKey.has(key)) backend.close();
+    const known = new Set([...this.named.values()].map(({ name }) => name));
+    const changed = metrics[`${this.wire}Backends`];
+    for (const [key, { name }] of byKey)
+      if (!this.named.has(key)) changed.inc(name, known.has(name) ? 'update' : 'create');
+    for (const [key, backend] of this.named) {
+      if (byKey.has(key)) continue;
+      if (!backends.has(backend.name)) changed.inc(backend.name, 'delete');
+      backend.close();
+    }
     this.named = byKey;
     return { routes, adhocRules, backends, adhoc: (address) => this.adhoc(address) };
   }
 
   close(): void {
-    for (const backend of [...this.named.values(), ...this.adhocs.values()]) backend.close();
+    for (const backend of this.named.values()) backend.close();
+    this.adhocs.clear();
   }
 
   private make(config: BackendConfig, dial: Dial): Backend<L> {
@@ -217,29 +243,18 @@ class Backends<L extends Line> {
 
   private adhoc({ host, port }: Address): Backend<L> {
     const key = `${host} ${port}`;
-    let backend = this.adhocs.get(key);
-    if (backend === undefined) {
-      const none = { srv: undefined, k8s: undefined, security: undefined };
-      const config: BackendConfig = { name: 'adhoc', host: { dnsName: host, port }, ...none };
-      backend = this.make(config, dialOf(config, new Map()));
-      const [oldest] = this.adhocs;
-      if (this.adhocs.size >= MAX_ADHOC && oldest !== undefined) {
-        this.adhocs.delete(oldest[0]);
-        oldest[1].close();
-      }
-    }
-    // The one that was used longest ago is the first to go.
-    this.adhocs.delete(key);
+    const known = this.adhocs.get(key);
+    if (known !== undefined) return known;
+    const none = { srv: undefined, k8s: undefined, security: undefined };
+    const config: BackendConfig = { name: 'adhoc', host: { dnsName: host, port }, ...none };
+    const backend = this.make(config, dialOf(this.wire, config, new Map()));
     this.adhocs.set(key, backend);
     return backend;
   }
 }
 
-function defaultCluster(): KubeConfig {
-  const config = new KubeConfig();
-  config.loadFromDefault();
-  return config;
-}
+const defaultCluster = () =>
+  clusterOf({ url: '', caFile: '', tokenFile: '', isInsecure: false, kubeconfig: '', user: '' });
 
 /** The addresses of a name, for adhoc rules. */
 export async function lookUp(name: string): Promise<string[]> {

@@ -7,6 +7,7 @@ import os from 'node:os';
 import { parseArgs } from 'node:util';
 import { type Bench, startBench } from './bench.ts';
 import { connections } from './connections.ts';
+import { gateways } from './gateway.ts';
 import { grpcRows } from './grpc.ts';
 import { httpRows } from './http.ts';
 import { lookups } from './lookups.ts';
@@ -22,7 +23,15 @@ const { values } = parseArgs({
   },
 });
 
-const PARTS: ((bench: Bench) => Promise<void>)[] = [httpRows, grpcRows, connections, lookups, sidecars, processRows];
+const PARTS: ((bench: Bench) => Promise<void>)[] = [
+  httpRows,
+  grpcRows,
+  connections,
+  lookups,
+  sidecars,
+  gateways,
+  processRows,
+];
 
 const bench = await startBench(values.only);
 for (const part of PARTS) await part(bench);

@@ -64,7 +64,7 @@ describe('a backend of the reference kedge', () => {
           socket.on('error', () => {});
           socket.once('data', async () => {
             socket.write('HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 9\r\n\r\ntoo large');
-            await sleep(50);
+            await sleep(200);
             if (manner === 'resets') socket.resetAndDestroy();
             else socket.end();
           });
@@ -258,7 +258,7 @@ describe('a backend of the reference kedge', () => {
     const config = readConfig({ file: 'd', text: '{}' }, { file: 'p', text: JSON.stringify(pool) });
     const line = new HttpLine(
       { host: '127.0.0.1', port },
-      dialOf(config.http.backends.get('orders')!, new Map()),
+      dialOf('http', config.http.backends.get('orders')!, new Map()),
       false,
       16_384,
     );

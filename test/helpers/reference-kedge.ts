@@ -1,8 +1,8 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
+import { AccessLog } from '../../examples/kedge/access-log.ts';
 import { bearerGate, openGate } from '../../examples/kedge/auth.ts';
-import { Metrics } from '../../examples/kedge/debug.ts';
 import { type Kedge, startKedge } from '../../examples/kedge/server.ts';
 import { State } from '../../examples/kedge/state.ts';
 import type { Certificate } from '../../examples/pki.ts';
@@ -48,13 +48,14 @@ async function certificates(): Promise<Certificates> {
   return { ca: ca.cert, server, client, identity: pem({ cert: client.cert, key: client.key, ca: ca.cert }) };
 }
 
-const source = (name: string, value: object) => ({ name, path: undefined, read: () => JSON.stringify(value) });
+const text = (file: string, value: object) => ({ file, text: JSON.stringify(value) });
 
 const MAX_HEADER_BYTES = 65_536;
 
 /** The reference kedge in this process. */
 export async function startReferenceKedge(t: TestContext, files: Files): Promise<ReferenceKedge> {
   const all = await certificates();
+  const texts = { director: text('director', files.director), pool: text('pool', files.backendPool) };
   const kedge = await startKedge({
     address: '127.0.0.1',
     port: 0,
@@ -62,8 +63,8 @@ export async function startReferenceKedge(t: TestContext, files: Files): Promise
     clientCertRequired: true,
     maxHeaderBytes: MAX_HEADER_BYTES,
     gate: files.bearerToken === undefined || files.bearerToken === '' ? openGate : bearerGate(files.bearerToken),
-    state: new State(source('director', files.director), source('pool', files.backendPool), () => {}, MAX_HEADER_BYTES),
-    metrics: new Metrics(),
+    state: new State(texts, () => {}, MAX_HEADER_BYTES),
+    log: new AccessLog('error'),
   });
   t.after(() => kedge.close(0));
   return {
