@@ -32,7 +32,7 @@ const failed = LINES.filter((line) => {
     ...process.env,
     KEDGE_TEST_ABORTS: '10000',
     KEDGE_TEST_ROTATION_SECONDS: '4',
-    KEDGE_TEST_MODEL_STEPS: '10000',
+    KEDGE_TEST_MODEL_STEPS: '4000',
   };
   return spawnSync('npx', args, { stdio: 'inherit', env }).status !== 0;
 });
