@@ -21,8 +21,7 @@ const NAME_SERVER_TIMEOUT_MS = 2_000;
 const ANSWERS = 3;
 
 /**
- * The addresses of one kedge. `dns.lookup` decides, as for everybody else on the machine; name servers are asked as
- * well,
+ * The addresses of one kedge. `dns.lookup` decides, as for everybody else on the machine; name servers are asked as well,
  * for the TTL only, and only where they agree. While no answer is to be had, the last good one serves.
  *
  * @remarks Large, for an answer, the look-up under way, and which addresses failed change together or not at all.

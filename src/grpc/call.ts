@@ -22,8 +22,7 @@ type Listener = Parameters<GrpcCall['start']>[1];
 type MessageContext = Parameters<GrpcCall['sendMessageWithContext']>[0];
 
 /**
- * One call from `createCall()` to its status. grpc-js's own call does what calls do; this decides where it goes, adds
- * what
+ * One call from `createCall()` to its status. grpc-js's own call does what calls do; this decides where it goes, adds what
  * the route adds, and says what the dialer knows of a failure.
  *
  * @remarks Large, for it keeps two contracts of grpc-js, that of a call and that of the listener of one: half its

@@ -38,8 +38,7 @@ const MAX_TIMEOUT_MS = 1e8 * 3_600_000;
 type CreateCall = ChannelInterface['createCall'];
 
 /**
- * The channel of one client: grpc-js's own, with our policy, over connections that it shares with others. Closing it
- * takes
+ * The channel of one client: grpc-js's own, with our policy, over connections that it shares with others. Closing it takes
  * no connection from anybody.
  *
  * @remarks Large, for it keeps grpc-js's contract of a channel and is what its calls know of it.

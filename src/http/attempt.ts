@@ -15,8 +15,7 @@ type Controller = Dispatcher.DispatchController;
 type Handler = Dispatcher.DispatchHandler;
 
 /**
- * One attempt of a call at one kedge: what its pool is given as the handler. An attempt that is over hears nothing any
- * more,
+ * One attempt of a call at one kedge: what its pool is given as the handler. An attempt that is over hears nothing any more,
  * so that none of a call's attempts can be taken for another.
  *
  * @remarks Large by its methods: nine are undici's contract of a handler.

@@ -22,8 +22,7 @@ type Controller = Dispatcher.DispatchController;
 type Handler = Dispatcher.DispatchHandler;
 
 /**
- * One mapped request from `dispatch()` to its end. It is the controller that the caller holds, whose view stays whole
- * while
+ * One mapped request from `dispatch()` to its end. It is the controller that the caller holds, whose view stays whole while
  * tokens are fetched and kedges are tried in turn; each {@link Attempt} tells it what came of it.
  *
  * @remarks Large by its fields: four are undici's contract of a controller, six are what the call was given.

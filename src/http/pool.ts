@@ -36,8 +36,7 @@ interface Held {
 }
 
 /**
- * The HTTP connections of one generation. The first request dials; what the kedge negotiates decides how many
- * connections
+ * The HTTP connections of one generation. The first request dials; what the kedge negotiates decides how many connections
  * the pool may open, and until then requests are held here, so that they fail together when the kedge is down.
  *
  * @remarks Large, for two pools of undici, one for all and one for HTTP/1.1, are opened by one dial and end together.
