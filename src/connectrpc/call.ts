@@ -1,4 +1,10 @@
-import type { ClientHttp2Stream, IncomingHttpHeaders, IncomingHttpStatusHeader, OutgoingHttpHeaders } from 'node:http2';
+import {
+  type ClientHttp2Stream,
+  constants,
+  type IncomingHttpHeaders,
+  type IncomingHttpStatusHeader,
+  type OutgoingHttpHeaders,
+} from 'node:http2';
 import { Code, ConnectError } from '@connectrpc/connect';
 import { Call } from '../engine/calls.ts';
 import type { Core } from '../engine/core.ts';
@@ -25,6 +31,8 @@ export class ConnectCall extends Call {
   private readonly target: string;
   private readonly plan: Plan;
   private readonly poolOf: PoolOf;
+  private stream: ClientHttp2Stream | undefined;
+  private failure: { readonly error: unknown } | undefined;
 
   constructor(core: Core, target: string, plan: Plan, poolOf: PoolOf) {
     super(core);
@@ -34,8 +42,15 @@ export class ConnectCall extends Call {
     this.poolOf = poolOf;
   }
 
+  /** Until its caller has the stream. */
   fail(error: unknown): void {
-    this.over(error);
+    if (this.stream === undefined) {
+      this.over(error);
+      return;
+    }
+    this.failure ??= { error };
+    // Whose end is the call's.
+    this.stream.close(constants.NGHTTP2_CANCEL);
   }
 
   /** Its stream; rejects with a `ConnectError`. */
@@ -49,7 +64,9 @@ export class ConnectCall extends Call {
     this.pend();
     const stopWatching = this.watch(own, caller);
     try {
-      return await this.opened(method, path, own);
+      const stream = await this.opened(method, path, own);
+      if (this.failure !== undefined) throw this.failure.error;
+      return stream;
     } catch (error) {
       this.over(error);
       throw connectError(error, this.target);
@@ -89,15 +106,39 @@ export class ConnectCall extends Call {
       ...tokenHeaders(own, tokens),
     };
     const race = new Race(this.core, plan, this.poolOf);
-    const [session, stream] = await this.begun(race, headers);
-    const { kedgeName: kedge } = race;
-    if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', target, path, kedge);
-    // What ends it before its caller has it must not end the process.
+    try {
+      for (;;) {
+        this.signal.throwIfAborted();
+        const session = race.next();
+        if (isKedgeError(session)) throw session;
+        if (session === 'wait') await changeOf(race.pools, this.signal);
+        else {
+          const stream = openOn(session, headers);
+          if (stream !== undefined) return this.follow(stream, session, race.kedgeName, own, tokens);
+        }
+      }
+    } finally {
+      race.release();
+    }
+  }
+
+  /** In the tick that it was opened in: whatever ends the stream may do so before its caller has it. */
+  private follow(
+    stream: ClientHttp2Stream,
+    session: Session,
+    kedge: string | undefined,
+    own: OutgoingHttpHeaders,
+    tokens: Tokens,
+  ): ClientHttp2Stream {
+    const { target, plan } = this;
+    if (debug.grpc.enabled) debug.grpc('%s%s -> kedge %s', target, stream.sentHeaders[':path'], kedge);
+    this.stream = stream;
+    // Which must not end the process.
     stream.on('error', () => {});
     const judge = (answer: IncomingHttpHeaders & IncomingHttpStatusHeader) => {
       const { ':status': status, 'grpc-status': grpcStatus } = answer;
       // The next call may have fresh ones.
-      if (status === 401 || status === 407 || grpcStatus === '16') credentials.refused(tokens, 'unknown');
+      if (status === 401 || status === 407 || grpcStatus === '16') plan.credentials.refused(tokens, 'unknown');
     };
     stream.once('response', judge);
     stream.once('trailers', judge);
@@ -106,20 +147,6 @@ export class ConnectCall extends Call {
       this.over();
     });
     return stream;
-  }
-
-  private async begun(race: Race, headers: OutgoingHttpHeaders): Promise<[Session, ClientHttp2Stream]> {
-    try {
-      for (;;) {
-        this.signal.throwIfAborted();
-        const session = race.next();
-        if (isKedgeError(session)) throw session;
-        const stream = session === 'wait' ? await changeOf(race.pools, this.signal) : openOn(session, headers);
-        if (session !== 'wait' && stream !== undefined) return [session, stream];
-      }
-    } finally {
-      race.release();
-    }
   }
 }
 

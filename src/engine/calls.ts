@@ -69,6 +69,7 @@ export abstract class Call {
   protected isOver = false;
   protected isWaitingForTokens = false;
   private ending: AbortController | undefined;
+  private endedBy: unknown;
 
   constructor(core: Core) {
     this.core = core;
@@ -103,18 +104,22 @@ export abstract class Call {
     this.core.calls.placed(this);
   }
 
-  /** Ends it, once: false where it was over. What still waits on its behalf is told `reason`. */
+  /** Ends it, once: false where it was over. What still waits on its behalf is told `reason`; without one nothing does. */
   protected over(reason?: unknown): boolean {
     if (this.isOver) return false;
     this.isOver = true;
+    this.endedBy = reason;
     this.core.calls.end(this);
-    this.ending?.abort(reason);
+    if (reason !== undefined) this.ending?.abort(reason);
     return true;
   }
 
   /** For what waits on its behalf: aborts when the call is over. */
   protected get signal(): AbortSignal {
-    this.ending ??= new AbortController();
+    if (this.ending === undefined) {
+      this.ending = new AbortController();
+      if (this.isOver) this.ending.abort(this.endedBy);
+    }
     return this.ending.signal;
   }
 

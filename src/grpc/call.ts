@@ -257,7 +257,10 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   /** A stream is over; without a status of the backend's the call may have another one. */
   private ended(end: StreamEnd | undefined, final: StreamStatus, session: Session, at: number): void {
     this.streams -= 1;
-    if (end === undefined || this.isOver) return;
+    if (this.isOver) return;
+    // Without a stream only the dialer ends it: between two attempts of its retry policy, too.
+    if (this.streams === 0) this.pend();
+    if (end === undefined) return;
     const kedge = this.plan!.endpoints[at]!.address.name;
     if (end === 'reset') {
       const cause = this.causeOfReset(final, session, kedge);
@@ -273,7 +276,6 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
     this.race!.turnedAway(at);
     if (this.streams > 0) return;
     this.session = undefined;
-    this.pend();
   }
 
   /** A kedge passes on that the backend cancelled, which is not for us to explain. */
@@ -314,6 +316,6 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
   private finish(): void {
     this.race?.release();
     this.outgoing?.drop();
-    this.over(new KedgeError('ERR_KEDGE_CLOSED', 'the call is over'));
+    this.over(this.isWaitingForTokens ? new KedgeError('ERR_KEDGE_CLOSED', 'the call is over') : undefined);
   }
 }

@@ -6,7 +6,7 @@ import { continueUnasked } from './expect.ts';
 import { leftOut } from './outcome.ts';
 import { Uploads } from './uploads.ts';
 import { watchSession } from './watchdog.ts';
-import { endOnlyWhole } from './whole.ts';
+import { endOnlyWhole, readBeforeTrailers } from './whole.ts';
 
 /** Streams that a GOAWAY left out: undici ends them with the code of those that were refused. */
 const unprocessed = new WeakSet<ClientHttp2Stream>();
@@ -37,6 +37,7 @@ export function tend(
     stream.once('close', () => streams.delete(stream));
     closeAsCancelled(stream);
     endOnlyWhole(stream);
+    readBeforeTrailers(stream);
     uploads.watch(stream);
     if ((stream.id ?? 0) > LAST_STREAM_ID) uploads.retire();
     continueUnasked(stream);

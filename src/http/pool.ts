@@ -62,6 +62,7 @@ export class HttpPool implements WirePool {
   private readonly failures = new Map<Protocol, { readonly error: KedgeError; readonly until: number }>();
   private readonly destroyed = Promise.withResolvers<unknown>();
   private isDestroyed = false;
+  private isClosing = false;
   /** The call that was started last: the stream that undici opens next is its own. */
   opening: { stream: ClientHttp2Stream | undefined } | undefined;
 
@@ -112,6 +113,7 @@ export class HttpPool implements WirePool {
   }
 
   async close(): Promise<void> {
+    this.isClosing = true;
     await this.probe;
     const pools = new Set([this.negotiated, this.h1]);
     // close() rejects only where destroy() was faster, and then there is nothing left to wait for.
@@ -139,6 +141,8 @@ export class HttpPool implements WirePool {
         return;
       }
       const onRequestStart = () => {
+        // For a CONNECT undici has waited until the kedge has spoken.
+        for (const socket of this.connector.sockets) if (socket.bytesRead > 0) this.connector.proved(socket);
         resolve();
         throw new Error('connected, which is all that was asked for');
       };
@@ -283,8 +287,10 @@ export class HttpPool implements WirePool {
       connector.proved(socket);
       return socket;
     }
-    // Its SETTINGS come unasked (RFC 9113 §3.4).
-    socket.once('close', () => socket.bytesRead === 0 && connector.disproved(socket));
+    socket.once('close', () => {
+      // Its SETTINGS come unasked (RFC 9113 §3.4), unless it was us who had no use for it any more.
+      if (socket.bytesRead === 0 && !this.isClosing) connector.disproved(socket);
+    });
     const frozen = () => {
       const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
       return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: connector.name });

@@ -21,3 +21,20 @@ function push(this: ClientHttp2Stream, chunk: unknown, encoding?: BufferEncoding
   this.push = inherited;
   return inherited.call(this, null);
 }
+
+/**
+ * Lets no answer be cut by its own trailers: undici stops listening for data when they come (nodejs/undici `onTrailers()` in
+ * lib/dispatcher/client-h2.js), though a stream whose reader is slow has some left, which would flow to nobody.
+ */
+export function readBeforeTrailers(stream: ClientHttp2Stream): void {
+  // Before undici's own, for it has none yet.
+  stream.once('trailers', () => {
+    if (stream.readableLength === 0) return;
+    stream.off = offButData;
+    process.nextTick(() => Reflect.deleteProperty(stream, 'off'));
+  });
+}
+
+function offButData(this: ClientHttp2Stream, event: string | symbol, listener: (...args: unknown[]) => void) {
+  return event === 'data' ? this : this.removeListener(event, listener);
+}

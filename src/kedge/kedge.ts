@@ -103,6 +103,10 @@ export class Kedge implements DialObserver {
   private generations = 0;
   private live: Generation;
   private closing = false;
+  /** Whoever brings the news of another certificate may do so from within a call. */
+  private readonly inOwnContext = AsyncLocalStorage.snapshot();
+  /** What {@link renew} was given last: it may be of no use. */
+  private renewed: AnySnapshot | undefined;
 
   /** @throws {@link KedgeError} `ERR_KEDGE_IDENTITY` when the identity cannot be used for TLS */
   constructor(of: Endpoint, options: KedgeOptions) {
@@ -114,9 +118,7 @@ export class Kedge implements DialObserver {
       this.followAddresses(),
     );
     this.live = this.open();
-    // Whoever brings the news may do so from within a call.
-    const inOwnContext = AsyncLocalStorage.snapshot();
-    this.unsubscribe = of.identity?.subscribe(() => inOwnContext(() => this.rotate()));
+    this.unsubscribe = of.identity?.subscribe(() => this.inOwnContext(() => this.rotate()));
   }
 
   /** The generation that new calls use. */
@@ -271,7 +273,9 @@ export class Kedge implements DialObserver {
       return;
     }
     const isValid = next.notAfter === undefined || next.notAfter.getTime() > Date.now();
-    if (isValid && next !== this.live.identity) this.rotate();
+    if (!isValid || next === this.live.identity || next === this.renewed) return;
+    this.renewed = next;
+    this.inOwnContext(() => this.rotate());
   }
 
   private expired(): KedgeError {
