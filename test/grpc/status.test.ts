@@ -274,7 +274,7 @@ describe('a connection that ends after the last message and an OK', () => {
       stream.respond({ ':status': 200, 'content-type': 'application/grpc' }, { waitForTrailers: true });
       stream.on('wantTrailers', () => {
         stream.sendTrailers({ 'grpc-status': '0' });
-        setTimeout(answered.resolve, 50);
+        setTimeout(answered.resolve, 300);
       });
       if (pauseMs === undefined) stream.write(Buffer.concat(Array.from({ length: COUNT }, message)));
       else {
