@@ -5,7 +5,7 @@ import { inspect } from 'node:util';
 import type { Kedge } from '../kedge/kedge.ts';
 import { debug } from '../support/debug.ts';
 import type { HttpCall } from './call.ts';
-import { isInvalidRequest } from './errors.ts';
+import { asError, isInvalidRequest } from './errors.ts';
 import { isRefused } from './h2.ts';
 import { outcomeOf, refusedStream } from './outcome.ts';
 import type { HttpPool } from './pool.ts';
@@ -141,7 +141,7 @@ export class Attempt implements Handler {
   onResponseStarted(): void {
     if (this.state === 'over') return;
     if (this.state === 'sent') this.state = 'begun';
-    this.call.handler.onResponseStarted?.();
+    this.tell((handler) => handler.onResponseStarted?.());
   }
 
   onResponseStart(_controller: Controller, statusCode: number, headers: IncomingHttpHeaders, text?: string): void {
@@ -193,10 +193,19 @@ export class Attempt implements Handler {
   }
 
   onBodySent(chunk: Buffer): void {
-    if (this.state !== 'over') this.call.handler.onBodySent?.(chunk);
+    if (this.state !== 'over') this.tell((handler) => handler.onBodySent?.(chunk));
   }
 
   onRequestSent(): void {
-    if (this.state !== 'over') this.call.handler.onRequestSent?.();
+    if (this.state !== 'over') this.tell((handler) => handler.onRequestSent?.());
+  }
+
+  /** Over HTTP/2 undici does not expect that these throw. */
+  private tell(about: (handler: Handler) => void): void {
+    try {
+      about(this.call.handler);
+    } catch (error) {
+      this.call.abort(asError(error));
+    }
   }
 }

@@ -13,7 +13,7 @@ import { isOneShot, isStream, ReplayBody } from './body.ts';
 import { asError, callError } from './errors.ts';
 import { flatHeaders, type HeadersInput } from './headers.ts';
 import { isIdempotent } from './outcome.ts';
-import type { HttpPools } from './pool.ts';
+import type { HttpPools } from './pools.ts';
 import { checkPath, type DispatchOptions, needsH1, type PoolRequest, poolRequest } from './request.ts';
 import type { Dispatcher } from './undici.ts';
 import { verdictOn } from './verdict.ts';
@@ -106,7 +106,8 @@ export class HttpCall extends Call implements Controller {
     this.aborted = true;
     this.reason = reason ?? new DOMException('The request was aborted', 'AbortError');
     const { body } = this.options;
-    if (this.attempt?.abort(this.reason) !== true && isStream(body)) body.destroy(this.reason);
+    // Streams from before Node 0.10 cannot be destroyed.
+    if (this.attempt?.abort(this.reason) !== true && isStream(body)) body.destroy?.(this.reason);
     this.fail(this.reason);
   }
 

@@ -20,4 +20,6 @@ function close(this: ClientHttp2Stream, code = constants.NGHTTP2_CANCEL, callbac
   this.end = () => this;
   const inherited: Close = Object.getPrototypeOf(this).close;
   inherited.call(this, code, callback);
+  // Where the kedge allows no streams yet nothing was sent, and Node would never say that it is closed.
+  setImmediate(() => this.destroy());
 }

@@ -7,7 +7,7 @@ import { HttpCall } from './call.ts';
 import { callError } from './errors.ts';
 import type { Fallback } from './fallback.ts';
 import { isLegacy, LegacyAdapter } from './handler-versions.ts';
-import { HttpPools } from './pool.ts';
+import { HttpPools } from './pools.ts';
 import type { DispatchOptions } from './request.ts';
 import { Dispatcher } from './undici.ts';
 

@@ -1,5 +1,6 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, constants } from 'node:http2';
 import type { Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
 import { LAST_STREAM_ID, watchStreams } from '../dial/http2-streams.ts';
 import { closeAsCancelled } from './cancel.ts';
 import { continueUnasked } from './expect.ts';
@@ -42,6 +43,10 @@ export function tend(
     if ((stream.id ?? 0) > LAST_STREAM_ID) uploads.retire();
     continueUnasked(stream);
   });
+}
+
+export function isH2(socket: Socket | TLSSocket): boolean {
+  return (socket as Partial<TLSSocket>).alpnProtocol === 'h2';
 }
 
 /** Whether the kedge ended a stream with REFUSED_STREAM. */

@@ -24,6 +24,15 @@ export function watchLoss(socket: Socket, isH2: boolean): void {
   });
 }
 
+/** Why pools were given up to whose connections the kedge never said a word. */
+const silences = new WeakSet<Error>();
+
+/** Marks that: what was not written may be tried once more, and of the rest nobody knows. */
+export function silence<E extends Error>(error: E): E {
+  silences.add(error);
+  return error;
+}
+
 /** What ends an attempt that undici would send again by itself on the connection that refused it. */
 export function refusedStream(): Error {
   const error = new Error('Stream closed with error code NGHTTP2_REFUSED_STREAM');
@@ -42,7 +51,7 @@ export function outcomeOf(error: unknown, isStarted: boolean, hasBegun: boolean)
   if (isDialError(error)) return isStarted ? 'unprocessed' : 'unsent';
   const code = codeOf(error);
   const lost = isLost(code) || (isKedgeError(error) && ENDED.has(code));
-  if (!isStarted) return lost ? 'unsent' : 'final';
+  if (!isStarted) return silences.has(error as Error) ? 'unserved' : lost ? 'unsent' : 'final';
   const { http2ErrorCode, message } = (error ?? {}) as { http2ErrorCode?: unknown; message?: unknown };
   if (http2ErrorCode === NGHTTP2_REFUSED_STREAM && code === 'ERR_HTTP2_STREAM_ERROR') return 'refused';
   // undici has no codes for these; the first comes only for streams that the kedge's GOAWAY leaves out.

@@ -1,5 +1,4 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { randomBytes } from 'node:crypto';
 import type { EventEmitter } from 'node:events';
 import type { ClientHttp2Stream } from 'node:http2';
 import type { Socket } from 'node:net';
@@ -11,8 +10,8 @@ import type { Generation, WirePool } from '../kedge/generation.ts';
 import type { ResolvedOptions } from '../options.ts';
 import { KedgeError } from '../support/errors.ts';
 
-import { tend } from './h2.ts';
-import { watchLoss } from './outcome.ts';
+import { isH2, tend } from './h2.ts';
+import { silence, watchLoss } from './outcome.ts';
 import { CONNECT_ONLY, inPieces, type PoolRequest } from './request.ts';
 import { Client, type Dispatcher, Pool } from './undici.ts';
 
@@ -45,7 +44,6 @@ export class HttpPool implements WirePool {
   private readonly generation: Generation;
   private readonly options: ResolvedOptions['http'];
   private readonly events: EventEmitter;
-  /** Whatever was negotiated. */
   private negotiated: Pool | undefined;
   /** HTTP/1.1 only: for upgrades and CONNECT, and for all when the kedge has no HTTP/2. */
   private h1: Pool | undefined;
@@ -53,7 +51,7 @@ export class HttpPool implements WirePool {
   /** Whether undici is ending the requests of a client whose dial failed. */
   private isFailing = false;
   private probe: Promise<void> | undefined;
-  /** The connection that the first request dialled, until the pool asks for it. */
+  /** What the first request dialled, until the pool asks for it. */
   private spare: Socket | TLSSocket | undefined;
   private readonly clients = new Set<Client>();
   /** Connections that an upgrade took out of their pool. */
@@ -61,8 +59,9 @@ export class HttpPool implements WirePool {
   /** Failed dials by what they offered: that a kedge takes no HTTP/1.1 says nothing of its HTTP/2. */
   private readonly failures = new Map<Protocol, { readonly error: KedgeError; readonly until: number }>();
   private readonly destroyed = Promise.withResolvers<unknown>();
-  private isDestroyed = false;
-  private isClosing = false;
+  private life: 'open' | 'closing' | 'destroyed' = 'open';
+  /** Whether the kedge has greeted us on one of its HTTP/2 connections. */
+  private hasSpoken = false;
   /** The call that was started last: the stream that undici opens next is its own. */
   opening: { stream: ClientHttp2Stream | undefined } | undefined;
 
@@ -78,7 +77,7 @@ export class HttpPool implements WirePool {
 
   get inFlight(): number {
     // undici goes on counting the requests that waited in a pool when it was destroyed.
-    if (this.isDestroyed) return 0;
+    if (this.life === 'destroyed') return 0;
     let size = this.held.length + this.upgraded.size + (this.negotiated?.stats.size ?? 0);
     if (this.h1 !== this.negotiated) size += this.h1?.stats.size ?? 0;
     return size;
@@ -113,21 +112,48 @@ export class HttpPool implements WirePool {
   }
 
   async close(): Promise<void> {
-    this.isClosing = true;
+    if (this.life === 'open') this.life = 'closing';
     await this.probe;
     const pools = new Set([this.negotiated, this.h1]);
     // close() rejects only where destroy() was faster, and then there is nothing left to wait for.
     const closed = [...pools].map((pool) => pool?.close().catch(() => {}));
-    const upgraded = [...this.upgraded].map((socket) => new Promise((resolve) => socket.once('close', resolve)));
     // undici's close() never ends where requests waited in the pool and destroy() took them (`kClosedResolve`, pool-base.js).
-    await Promise.race([Promise.all([...closed, ...upgraded]), this.destroyed.promise]);
+    await Promise.race([Promise.all([...closed, this.upgradedClosed()]), this.destroyed.promise]);
+  }
+
+  private upgradedClosed(): Promise<unknown> {
+    return Promise.all([...this.upgraded].map((socket) => new Promise((resolve) => socket.once('close', resolve))));
+  }
+
+  /** What undici still keeps belongs to calls that are over. Those that were upgraded are waited for. */
+  abandon(error: Error): void {
+    this.destroyed.resolve(Promise.all([this.destroyPools(error), this.upgradedClosed()]));
   }
 
   destroy(error: Error): void {
-    this.isDestroyed = true;
+    this.life = 'destroyed';
     this.rejectHeld(error);
-    this.destroyed.resolve(Promise.all([this.negotiated?.destroy(error), this.h1?.destroy(error)]));
+    this.destroyed.resolve(this.destroyPools(error));
     for (const socket of this.upgraded) socket.destroy(error);
+  }
+
+  /** A turn later: undici may be in the middle of a write, and would go on with what is gone (`_resume()`, client.js). */
+  private async destroyPools(error: Error): Promise<void> {
+    const pools = [...new Set([this.negotiated, this.h1])];
+    await new Promise((resolve) => setImmediate(resolve));
+    await Promise.all(pools.map((pool) => pool?.destroy(error)));
+  }
+
+  /**
+   * The kedge has never said a word. Before its SETTINGS undici writes one request on each connection and queues the others, to
+   * dial again for each of them: they end together, and may go to another kedge.
+   */
+  private giveUp(): void {
+    const pool = this.negotiated;
+    if (this.hasSpoken || pool === undefined) return;
+    this.negotiated = undefined;
+    const error = new KedgeError('ERR_KEDGE_CONNECTION', 'the kedge spoke no HTTP/2', { kedge: this.connector.name });
+    setImmediate(() => void pool.destroy(silence(error)));
   }
 
   /**
@@ -147,9 +173,8 @@ export class HttpPool implements WirePool {
         throw new Error('connected, which is all that was asked for');
       };
       const onResponseError = (_controller: unknown, error: Error) => reject(error);
-      // undici wants to have it and does not call it.
-      const onRequestUpgrade = () => {};
-      this.dispatch(CONNECT_ONLY, { onRequestStart, onResponseError, onRequestUpgrade }, false);
+      // undici wants to have an `onRequestUpgrade` and does not call it.
+      this.dispatch(CONNECT_ONLY, { onRequestStart, onResponseError, onRequestUpgrade() {} }, false);
     });
   }
 
@@ -166,6 +191,12 @@ export class HttpPool implements WirePool {
           const pool = isH2(socket!) ? this.open(h2Connections, protocol) : this.h1Pool();
           this.negotiated = pool;
           this.releaseHeld();
+          // Those who wanted it may be gone, and nobody reads it.
+          setImmediate(() => {
+            if (this.spare !== socket) return;
+            this.spare = undefined;
+            socket.destroy();
+          });
         }
         resolve();
       });
@@ -280,17 +311,23 @@ export class HttpPool implements WirePool {
   }
 
   private adopt(socket: Socket | TLSSocket): Socket | TLSSocket {
-    const { pingIntervalMs } = this.options;
     const { connector } = this;
     watchLoss(socket, isH2(socket));
     if (!isH2(socket)) {
       connector.proved(socket);
       return socket;
     }
-    socket.once('close', () => {
+    let isOver = false;
+    const ended = () => {
       // Its SETTINGS come unasked (RFC 9113 §3.4), unless it was us who had no use for it any more.
-      if (socket.bytesRead === 0 && !this.isClosing) connector.disproved(socket);
-    });
+      if (isOver || socket.bytesRead > 0 || this.life !== 'open') return;
+      isOver = true;
+      connector.disproved(socket);
+      this.giveUp();
+    };
+    // Before undici hears of it: what it gives back is not to come to the same pool.
+    for (const event of ['end', 'error', 'close']) socket.once(event, ended);
+    const { pingIntervalMs } = this.options;
     const frozen = () => {
       const reason = `nothing arrived for ${2 * pingIntervalMs} ms, no answer to a PING either: the connection is frozen`;
       return new KedgeError('ERR_KEDGE_CONNECTION', reason, { kedge: connector.name });
@@ -299,41 +336,15 @@ export class HttpPool implements WirePool {
       socket,
       pingIntervalMs,
       frozen,
-      () => connector.proved(socket),
+      () => {
+        this.hasSpoken = true;
+        connector.proved(socket);
+      },
       (stream) => {
         if (this.opening !== undefined) this.opening.stream = stream;
         this.opening = undefined;
       },
     );
     return socket;
-  }
-}
-
-function isH2(socket: Socket | TLSSocket): boolean {
-  return (socket as Partial<TLSSocket>).alpnProtocol === 'h2';
-}
-
-/** The pools of all generations, opened when a first request comes. */
-export class HttpPools {
-  private readonly options: ResolvedOptions['http'];
-  private readonly events: EventEmitter;
-  private readonly requestIdPrefix = `kd-${randomBytes(8).toString('hex')}-`;
-  private requests = 0;
-
-  constructor({ http }: ResolvedOptions, events: EventEmitter) {
-    this.options = http;
-    this.events = events;
-  }
-
-  of(generation: Generation): HttpPool {
-    generation.http ??= new HttpPool(generation, this.options, this.events);
-    return generation.http as HttpPool;
-  }
-
-  /** A value for `X-Kedge-Request-ID`, unless the options say that none is sent. */
-  requestId(): string | undefined {
-    if (!this.options.requestId) return undefined;
-    this.requests += 1;
-    return this.requestIdPrefix + this.requests;
   }
 }

@@ -1,10 +1,13 @@
 import type { Connector } from '../dial/connector.ts';
 import type { AnySnapshot } from '../identity/identity.ts';
+import type { KedgeError } from '../support/errors.ts';
 
 /** What a wire keeps for a generation: its connections and the calls on them. */
 export interface WirePool {
   /** Takes no new calls; resolves when its calls are done and its connections closed. */
   close(): Promise<void>;
+  /** Closes what is left, where no call is. */
+  abandon?(error: Error): void;
   /** Fails its calls with `error` and closes its connections now. */
   destroy(error: Error): void;
   /** Calls that were given to this pool and are not over. */
@@ -55,6 +58,12 @@ export class Generation {
     clearTimeout(timer);
     // What is left belongs to no call: an upgraded connection, or one that was still being dialled.
     this.connector.destroy();
+  }
+
+  /** Dials nothing from now on: no call is left that could want it. */
+  abandon(error: KedgeError): void {
+    this.connector.stopDialling(error);
+    for (const pool of this.pools()) pool.abandon?.(error);
   }
 
   destroy(error: Error): void {

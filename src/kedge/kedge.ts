@@ -168,7 +168,7 @@ export class Kedge implements DialObserver {
 
   /** Dials nothing from now on, when no call is left that could want it. */
   stopDialling(error: KedgeError): void {
-    for (const { connector } of [this.live, ...this.draining.keys()]) connector.stopDialling(error);
+    for (const generation of [this.live, ...this.draining.keys()]) generation.abandon(error);
   }
 
   destroy(error: Error): void {
@@ -195,10 +195,14 @@ export class Kedge implements DialObserver {
 
   private stop(): void {
     this.closing = true;
-    this.unsubscribe?.();
     this.addresses.close();
     this.stopAge?.();
     this.stopExpiry?.();
+    try {
+      this.unsubscribe?.();
+    } catch (cause) {
+      this.options.onWarning(new Error('kedge-dialer: an identity failed to unsubscribe', { cause }));
+    }
   }
 
   /** A kedge that moved: connections to where it was are replaced, whether that still answers or not. */

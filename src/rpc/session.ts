@@ -170,6 +170,7 @@ export class Session {
     }
     const stream = http2!.request(headers);
     if ((stream.id ?? 0) > LAST_STREAM_ID) this.drain();
+    closeForGood(stream);
     // Calls hold the process, connections do not.
     if (this.streams.size === 0) http2!.ref();
     this.streams.add(stream);
@@ -335,4 +336,13 @@ export class Session {
     if (debug.grpc.enabled) debug.grpc('%s: connection %s, %d calls', this.owner.connector.name, state, this.load);
     this.owner.changed(this);
   }
+}
+
+/** Where the kedge allows no streams yet nothing was sent of one that is reset, and Node would never say that it is closed. */
+function closeForGood(stream: ClientHttp2Stream): void {
+  const { close } = stream;
+  stream.close = (code, callback) => {
+    close.call(stream, code, callback);
+    if (code !== undefined && code !== constants.NGHTTP2_NO_ERROR) setImmediate(() => stream.destroy());
+  };
 }
