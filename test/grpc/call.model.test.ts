@@ -365,6 +365,8 @@ function checkCall(call: Call, calm: boolean): void {
   if (wellBehaved('first', ['answer', 'late', 'refuse']) && wellBehaved('second', ['answer', 'late'])) {
     // A stream that is refused while it is written to ends with this, and grpc-js does not say that it was refused.
     if (details.startsWith('Write error')) return;
+    // Hedging sends by the clock: all its attempts may be on their way to the first kedge before that has refused one.
+    if (call.method === 'Hedged' && call.seen.filter(({ refused }) => refused).length >= MAX_ATTEMPTS) return;
     assert.equal(code, status.OK, 'a call that a kedge would have answered');
   }
 }
