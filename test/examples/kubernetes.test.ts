@@ -26,12 +26,32 @@ const SCHEMAS: Readonly<Record<string, object>> = {
   'cert-manager.io/v1': certManager,
 };
 
+interface PolicyRule {
+  ports?: { port: number; protocol: string }[];
+  from?: object[];
+}
+
+interface Container {
+  args?: string[];
+  ports?: { name: string; containerPort: number }[];
+}
+
 interface Manifest {
   apiVersion: string;
   kind: string;
   metadata: { name: string; namespace?: string };
   data?: Record<string, string>;
-  spec?: { template?: { spec: { containers: { args?: string[] }[] } } };
+  spec?: {
+    template?: { metadata: { labels: object }; spec: { serviceAccountName: string; containers: Container[] } };
+    podSelector?: object;
+    policyTypes?: string[];
+    ingress?: PolicyRule[];
+    ports?: { port: number; targetPort: number | string; nodePort?: number }[];
+  };
+  /** Of roles and their bindings. */
+  rules?: { apiGroups: string[]; resources: string[]; verbs: string[] }[];
+  roleRef?: { kind: string; name: string };
+  subjects?: { kind: string; name: string; namespace: string }[];
   /** Of a Kustomization. */
   resources?: string[];
   patches?: { target: object; patch: string }[];
@@ -101,6 +121,54 @@ describe('the Kubernetes manifests', () => {
     const main = readFileSync(new URL('../../examples/kedge/main.ts', import.meta.url), 'utf8');
     for (const [, flag] of component![1].patches![0]!.patch.matchAll(/--([a-z_]+)=/g))
       assert.ok(main.includes(`${flag}:`), flag);
+  });
+
+  it('let the kedge of the base read endpoints in one namespace, and nothing of the cluster', () => {
+    const base = all.find(([file]) => file === 'kustomization.yaml')![1].resources!;
+    const rights = manifests.filter(([, { apiVersion }]) => apiVersion.startsWith('rbac.'));
+    const inBase = rights.filter(([file]) => base.includes(file)).map(([, each]) => each);
+    assert.deepEqual(
+      inBase.map(({ kind, metadata }) => `${kind} ${metadata.namespace}/${metadata.name}`),
+      ['Role shop/kedge-endpoints', 'RoleBinding shop/kedge-endpoints'],
+    );
+    const [role, binding] = inBase;
+    const endpoints = { apiGroups: ['discovery.k8s.io'], resources: ['endpointslices'], verbs: ['list', 'watch'] };
+    assert.deepEqual(role!.rules, [endpoints]);
+    assert.deepEqual([binding!.roleRef!.kind, binding!.roleRef!.name], ['Role', 'kedge-endpoints']);
+    const account = { kind: 'ServiceAccount', name: 'kedge', namespace: 'kedge' };
+    assert.deepEqual(binding!.subjects, [account]);
+    assert.equal(named('Deployment').spec!.template!.spec.serviceAccountName, account.name);
+    // Discovery sees every namespace, and is a component of its own: to read, nothing else.
+    const wide = rights.filter(([, { kind }]) => kind.startsWith('Cluster'));
+    assert.deepEqual(
+      wide.map(([file, { kind }]) => `${file} ${kind}`),
+      ['discovery/cluster-role.yaml ClusterRole', 'discovery/cluster-role.yaml ClusterRoleBinding'],
+    );
+    const services = { apiGroups: [''], resources: ['services'], verbs: ['list', 'watch'] };
+    assert.deepEqual(wide[0]![1].rules, [services, endpoints]);
+  });
+
+  it('let the monitoring namespace alone come in to the debug port, and no Service lead there', () => {
+    const { template } = named('Deployment').spec!;
+    const { args, ports } = template!.spec.containers[0]!;
+    const portOf = (name: string) => ports!.find((each) => each.name === name)!.containerPort;
+    const [tls, debug] = [portOf('tls'), portOf('debug')];
+    assert.ok(args!.includes(`--server_http_tls_port=${tls}`) && args!.includes(`--server_http_port=${debug}`));
+    const policies = manifests.filter(([, { kind }]) => kind === 'NetworkPolicy');
+    assert.equal(policies.length, 1, 'policies add up: another one could open the port');
+    const { podSelector, policyTypes, ingress } = policies[0]![1].spec!;
+    assert.deepEqual(podSelector, { matchLabels: template!.metadata.labels });
+    assert.equal(policies[0]![1].metadata.namespace, named('Deployment').metadata.namespace);
+    assert.ok(policyTypes!.includes('Ingress'));
+    const monitoring = { namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'monitoring' } } };
+    assert.deepEqual(ingress, [
+      { ports: [{ port: tls, protocol: 'TCP' }] },
+      { ports: [{ port: debug, protocol: 'TCP' }], from: [monitoring] },
+    ]);
+    const exposed = manifests
+      .filter(([file, { kind }]) => kind === 'Service' && file === 'kedge.yaml')
+      .flatMap(([, { spec }]) => spec!.ports!.map(({ port, targetPort }) => [port, targetPort]));
+    assert.deepEqual(exposed, [[443, 'tls']]);
   });
 
   it('are what kubectl makes of base and component', {
