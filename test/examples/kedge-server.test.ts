@@ -166,6 +166,49 @@ describe('the backend pool', () => {
     const refused = await closed.dialer().fetch('http://localhost/');
     assert.equal(refused.status, 403);
   });
+
+  it("says with the original's error type that an adhoc rule refuses, and that no rule is there", async (t) => {
+    const rules = [
+      { dns_name_matcher: '*.invalid', port: { default: 80, allowed: [80] } },
+      { dns_name_matcher: 'localhost', port: { default: 80, allowed: [80] } },
+      {
+        dns_name_matcher: '*.replaced.test',
+        dns_name_replace: { pattern: '.none.', substitution: '.' },
+        port: { default: 80, allowed: [80] },
+      },
+    ];
+    const kedge = await startReferenceKedge(t, {
+      director: { http: { adhoc_rules: rules }, grpc: { adhoc_rules: rules } },
+      backendPool: {},
+    });
+    const dial = kedge.dialer();
+    const { wrap } = grpcDialer(dial);
+    for (const [host, status, code, type, message] of [
+      ['localhost:81', 400, 'INVALID_ARGUMENT', 'unknown-route-error', 'adhoc: port 81 is not allowed'],
+      [
+        'localhost:80',
+        403,
+        'PERMISSION_DENIED',
+        'unknown-route-error',
+        'adhoc: the address of localhost is not allowed',
+      ],
+      ['a.invalid:80', 502, 'NOT_FOUND', 'unknown-route-error', 'adhoc: cannot resolve a.invalid'],
+      ['a.replaced.test:80', 502, 'NOT_FOUND', 'unknown-route-error', 'adhoc: a.replaced.test does not hold .none.'],
+      ['elsewhere.test:80', 502, 'UNIMPLEMENTED', 'no-route', 'unknown route to service'],
+    ] as const) {
+      const { status: got, headers } = await dial.fetch(`http://${host}/`);
+      const told = [got, headers.get('x-kedge-error-type'), headers.get('x-kedge-error')];
+      assert.deepEqual(told, [status, type, message], host);
+      await assert.rejects(unary(new (wrap(echoClient()))(host), 'x'), (error: grpc.ServiceError) => {
+        assert.deepEqual(
+          [error.code, error.details, error.metadata.get('x-kedge-error-type')],
+          [grpc.status[code], message, [type]],
+          host,
+        );
+        return true;
+      });
+    }
+  });
 });
 
 describe('the gate', () => {
