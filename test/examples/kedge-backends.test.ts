@@ -368,6 +368,30 @@ async function twoBackends(t: TestContext) {
   return Promise.all(servers.map((server) => listen(t, server)));
 }
 
+describe('a bearer token whose scheme is in lower case', () => {
+  it('is let in over HTTP/1.1 and HTTP/2, and a wrong one is not', async (t) => {
+    const { kedge, client, ca } = await setUp(t, (_request, response) => response.end('in'), 1, {
+      bearerToken: 'right',
+    });
+    const tls = { ...client, ca, servername: KEDGE_NAME };
+    const session = http2.connect(`https://127.0.0.1:${kedge.port}`, tls);
+    t.after(() => session.destroy());
+    for (const [token, status] of [
+      ['bearer right', 200],
+      ['bearer wrong', 401],
+    ] as const) {
+      const headers = { 'proxy-authorization': token };
+      const to = { host: '127.0.0.1', port: kedge.port, agent: false };
+      const asked = https.get({ ...tls, ...to, headers: { ...headers, host: 'orders.us1' } });
+      const [h1] = (await once(asked, 'response')) as [http.IncomingMessage];
+      h1.resume();
+      const stream = session.request({ ...headers, ':authority': 'orders.us1' }).resume();
+      const [h2] = (await once(stream, 'response')) as [http2.IncomingHttpHeaders];
+      assert.deepEqual([h1.statusCode, h2[':status']], [status, status], token);
+    }
+  });
+});
+
 describe('an upgrade without a token', () => {
   it('is refused as every other request', async (t) => {
     const { kedge, client, ca } = await setUp(t, (_request, response) => response.end(), 1, { bearerToken: 'right' });
@@ -385,5 +409,33 @@ describe('an upgrade without a token', () => {
     const [response] = (await once(asked, 'response')) as [http.IncomingMessage];
     response.resume();
     assert.deepEqual([response.statusCode, response.headers['x-kedge-error-type']], [401, 'unauthorized']);
+  });
+});
+
+describe('an upgrade that the backend refuses', () => {
+  it('is that refusal, whole and as it was: its status, its headers and its chunks without their framing', async (t) => {
+    for (const [how, bytes] of [
+      ['in chunks', 'transfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n'],
+      ['in more of them', 'transfer-encoding: chunked\r\n\r\n1\r\nn\r\n1\r\no\r\n0\r\n\r\n'],
+      ['with a length', 'content-length: 2\r\n\r\nno'],
+      ['until it closes', 'connection: close\r\n\r\nno'],
+    ] as const) {
+      const backend = net.createServer((socket) => {
+        socket.on('error', () => {});
+        socket.once('data', () => socket.end(`HTTP/1.1 403 Forbidden\r\nx-own: kept\r\n${bytes}`));
+      });
+      const port = await listen(t, backend);
+      const { kedge, client, ca } = await startReferenceKedge(t, {
+        director: { http: { routes: [{ backend_name: 'orders', host_matcher: 'orders.us1' }] } },
+        backendPool: { http: { backends: [{ name: 'orders', host: { dns_name: '127.0.0.1', port } }] } },
+      });
+      const headers = { connection: 'upgrade', upgrade: 'websocket', host: 'orders.us1' };
+      const to = { host: '127.0.0.1', port: kedge.port, servername: KEDGE_NAME, agent: false };
+      const asked = https.request({ ...to, ...client, ca, headers }).end();
+      const [response] = (await once(asked, 'response')) as [http.IncomingMessage];
+      const body = Buffer.concat(await response.toArray()).toString();
+      assert.deepEqual([response.statusCode, response.headers['x-own'], body], [403, 'kept', 'no'], how);
+      assert.equal(response.complete, true, how);
+    }
   });
 });

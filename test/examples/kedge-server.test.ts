@@ -212,7 +212,7 @@ describe('the backend pool', () => {
 });
 
 describe('the gate', () => {
-  it('takes tokens of the provider, by signature, audience, time and permission', async (t) => {
+  it('takes tokens of the provider, by signature, audience, time and permission, the scheme in any case', async (t) => {
     const [good, evil] = await Promise.all([generateKeyPair('RS256', { extractable: true }), generateKeyPair('RS256')]);
     let jwksRequests = 0;
     const port = await listen(
@@ -237,6 +237,8 @@ describe('the gate', () => {
         .sign(key);
     assert.equal(await gate.admits(`Bearer ${await token()}`), true);
     assert.equal(await gate.admits(`Bearer ${await token({ perms: 'admin' })}`), true);
+    for (const scheme of ['bearer', 'BEARER', 'bEaReR'])
+      assert.equal(await gate.admits(`${scheme} ${await token()}`), true, `${scheme}: in any case (RFC 9110 §11.1)`);
     const publicPem = new TextEncoder().encode(JSON.stringify(await exportJWK(good.publicKey)));
     const wrong: Record<string, string | undefined> = {
       'no header': undefined,
