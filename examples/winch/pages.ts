@@ -70,6 +70,8 @@ async function show({ registry }: Metrics, response: http.ServerResponse): Promi
 
 /** A file, or a script for hosts of these expressions, which become string literals and nothing else; none: every host. */
 export function pacOf(file: string, expressions: readonly string[], port: number): string {
+  if (file !== '' && expressions.length > 0)
+    throw new Error('--pac_file and --pac_redirect_sh_expressions are two answers to the same question: give one');
   if (file !== '') return readFlagFile('pac_file', file);
   const conditions = expressions.map((each) => `shExpMatch(host, ${JSON.stringify(each)})`);
   return `function FindProxyForURL(url, host) {

@@ -12,6 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import vm from 'node:vm';
 import * as grpc from '@grpc/grpc-js';
 import { type Echo, echoClient, startEchoServer, unary } from '../helpers/grpc-kedge.ts';
+import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { type NodeProcess, runNode, spawnNode } from '../helpers/process.ts';
 import { kedgeProcesses } from '../helpers/reference-kedge.ts';
 import { tempDir } from '../helpers/temp.ts';
@@ -163,6 +164,33 @@ async function startChain(t: TestContext, flags: readonly string[] = []): Promis
   };
 }
 
+/** What a browser makes of a PAC script. */
+function evaluated(script: string): (url: string) => string {
+  const shExpMatch = (text: string, pattern: string) =>
+    new RegExp(`^${pattern.replace(/[.+?^$()[\]\\|]/g, '\\$&').replaceAll('*', '.*')}$`).test(text);
+  const context = vm.createContext({ shExpMatch, isPlainHostName: (host: string) => !host.includes('.') });
+  vm.runInContext(script, context);
+  return (url) =>
+    vm.runInContext(`FindProxyForURL(${JSON.stringify(url)}, ${JSON.stringify(new URL(url).hostname)})`, context);
+}
+
+/** Winch in front of a kedge of the test's own: every name with a dot is behind it, which is called localhost. */
+async function startBefore(t: TestContext, kedge: TestKedge, flags: readonly string[] = [], proxyAuth = {}) {
+  const dir = await tempDir(t);
+  const files = { cert: kedge.client.cert, key: kedge.client.key, ca: kedge.ca.cert };
+  for (const [name, content] of Object.entries(files)) await writeFile(join(dir, name), content);
+  const route = { ...proxyAuth, regexp: { exp: '^.*[.].*$', url: `https://localhost:${kedge.port}` } };
+  return spawnNode<{ port: number; grpcPort: number }>(t, MAIN, [
+    '--server_http_port=any',
+    '--server_grpc_port=any',
+    `--server_mapper_config=${JSON.stringify({ routes: [route] })}`,
+    `--client_tls_cert_file=${join(dir, 'cert')}`,
+    `--client_tls_key_file=${join(dir, 'key')}`,
+    `--client_tls_root_ca_files=${join(dir, 'ca')}`,
+    ...flags,
+  ]);
+}
+
 describe('winch', () => {
   before(async () => {
     const { status, out } = await runNode(['node_modules/typescript/bin/tsc', '-p', '.']);
@@ -243,6 +271,91 @@ describe('winch', () => {
     });
   });
 
+  it('lives through every reset of a gRPC client, before, during and after the answer, and serves the next call', async (t) => {
+    const rpc = http2.createServer();
+    const open = new Set<http2.ServerHttp2Stream>();
+    const resets = new Map<string, Set<string>>();
+    rpc.on('session', (session) => session.on('error', () => {}));
+    rpc.on('stream', (stream, { ':path': path, 'x-code': code }) => {
+      const head = { ':status': 200, 'content-type': 'application/grpc' };
+      open.add(stream);
+      stream.on('error', () => {}).on('close', () => open.delete(stream));
+      stream.on('aborted', () => resets.set(path!, (resets.get(path!) ?? new Set()).add(String(code))));
+      if (path === '/t.T/After') {
+        stream.respond({ ...head, 'grpc-status': '3' }, { endStream: true });
+        return;
+      }
+      if (path === '/t.T/Before') {
+        stream.resume();
+        setTimeout(() => stream.closed || stream.respond(head, { endStream: true }), 300);
+        return;
+      }
+      stream.respond(head, { waitForTrailers: true });
+      stream.on('wantTrailers', () => stream.closed || stream.sendTrailers({ 'grpc-status': '0' }));
+      stream.write('AAAA');
+      stream.pipe(stream);
+    });
+    const kedge = await startKedge(t, { names: ['localhost'], onH2: (socket) => rpc.emit('connection', socket) });
+    const winch = await startBefore(t, kedge);
+    const call = (path: string, code: number) => {
+      const session = http2.connect(`http://127.0.0.1:${winch.ready.grpcPort}`);
+      t.after(() => session.destroy());
+      const request = { ':method': 'POST', ':path': path, ':authority': 'a.us1:90', 'x-code': code };
+      const stream = session.on('error', () => {}).request({ ...request, 'content-type': 'application/grpc' });
+      return stream.on('error', () => {});
+    };
+    const codes = [...Array(14).keys(), 0xdead];
+    for (const path of ['/t.T/Before', '/t.T/During', '/t.T/After']) {
+      await Promise.all(
+        codes.map(async (code) => {
+          const stream = call(path, code);
+          // Node says 0 once it has sent the rest: that fits in a window.
+          stream.write(Buffer.alloc(code === 0 ? 10_000 : 200_000));
+          const closed = new Promise((resolve) => stream.on('close', resolve));
+          if (path === '/t.T/Before') await sleep(100);
+          else await once(stream, path === '/t.T/During' ? 'data' : 'response');
+          stream.resume().close(code);
+          await closed;
+        }),
+      );
+      for (let i = 0; open.size > 0 && i < 250; i += 1) await sleep(20);
+      assert.equal(open.size, 0, `${path}: streams that nobody wants are still open at the kedge`);
+      const next = call('/t.T/Next', 0);
+      next.end('hi');
+      const [trailers, echo] = await Promise.all([once(next, 'trailers'), text(next)]);
+      assert.deepEqual([trailers[0]['grpc-status'], echo], ['0', 'AAAAhi'], path);
+    }
+    for (const path of ['/t.T/Before', '/t.T/During'])
+      assert.deepEqual(
+        [...resets.get(path)!].map(Number).sort((a, b) => a - b),
+        codes,
+        `${path}: the kedge was told`,
+      );
+    assert.deepEqual(await winch.stop(), { code: 0, signal: null }, 'it waits for nothing that is in flight');
+  });
+
+  it("passes on a backend's 407 where a route has no proxy_auth, and says itself that its token was refused", async (t) => {
+    const kedge = await startKedge(t, {
+      names: ['localhost'],
+      handler: (_request, response) => {
+        response.statusCode = 407;
+        response.setHeader('x-own', 'kept');
+        response.end('who?');
+      },
+    });
+    const sources = JSON.stringify({ auth_sources: [{ name: 'us', token: { token: 'secret' } }] });
+    const plain = await startBefore(t, kedge);
+    for (const method of ['GET', 'POST']) {
+      const options = method === 'GET' ? {} : { method, body: 'x' };
+      const { status, headers, body } = await ask(plain.ready.port, 'http://orders.us1.test/', options);
+      assert.deepEqual([status, headers['x-own'], body], [407, 'kept', 'who?'], method);
+      assert.equal(headers['x-winch-error'], undefined);
+    }
+    const token = await startBefore(t, kedge, [`--server_auth_config=${sources}`], { proxy_auth: 'us' });
+    const refused = await ask(token.ready.port, 'http://orders.us1.test/');
+    assert.deepEqual([refused.status, refused.headers['x-winch-error-type']], [502, 'unauthorized']);
+  });
+
   it('says what went wrong, and where', async (t) => {
     const { port, direct } = await startChain(t);
     const unknown = await ask(port, 'http://nobody.us1.test/');
@@ -299,12 +412,7 @@ describe('winch', () => {
     const { port } = await startChain(t, flags);
     const pac = await ask(port, '/wpad.dat');
     assert.equal(pac.headers['content-type'], 'application/x-ns-proxy-autoconfig');
-    const shExpMatch = (text: string, pattern: string) =>
-      new RegExp(`^${pattern.replace(/[.+?^$()[\]\\|]/g, '\\$&').replaceAll('*', '.*')}$`).test(text);
-    const context = vm.createContext({ shExpMatch, isPlainHostName: (host: string) => !host.includes('.') });
-    vm.runInContext(pac.body, context);
-    const find = (url: string) =>
-      vm.runInContext(`FindProxyForURL(${JSON.stringify(url)}, ${JSON.stringify(new URL(url).hostname)})`, context);
+    const find = evaluated(pac.body);
     assert.equal(find('http://orders.us1.test/'), `PROXY 127.0.0.1:${port}; DIRECT`);
     for (const url of ['https://orders.us1.test/', 'ftp://orders.us1.test/', 'http://orders/', 'http://example.com/'])
       assert.equal(find(url), 'DIRECT', url);
@@ -317,6 +425,25 @@ describe('winch', () => {
     assert.match((await ask(port, '/metrics')).body, /winch_requests_total\{status="200"\} 1/);
     for (const host of ['evil.test', `evil.test:${port}`, `127.0.0.1:${port}.evil.test`, '127.0.0.1'])
       assert.equal((await ask(port, '/winch/cleartoken/proxy', { headers: { host } })).status, 403, host);
+  });
+
+  it('sends browsers to itself for every dotted host over http:, or with expressions for those hosts alone', async (t) => {
+    const kedge = await startKedge(t);
+    const dotted = ['http://orders.us1.test/', 'http://orders.us2.test:8080/x', 'http://example.com/?q=1'];
+    const never = ['https://orders.us1.test/', 'ftp://orders.us1.test/', 'ws://orders.us1.test/', 'http://orders/'];
+    for (const [flags, proxied] of [
+      [[], dotted],
+      [['--pac_redirect_sh_expressions=*.us1.test', '--pac_redirect_sh_expressions=*.us2.test'], dotted.slice(0, 2)],
+    ] as const) {
+      const { ready } = await startBefore(t, kedge, flags);
+      const find = evaluated((await ask(ready.port, '/wpad.dat')).body);
+      for (const url of [...dotted, ...never]) {
+        const wanted = (proxied as readonly string[]).includes(url)
+          ? `PROXY 127.0.0.1:${ready.port}; DIRECT`
+          : 'DIRECT';
+        assert.equal(find(url), wanted, `${url} with ${flags.join(' ') || 'no expressions'}`);
+      }
+    }
   });
 
   it('gives pages elsewhere what the original gives them, and no more', async (t) => {
@@ -466,6 +593,10 @@ describe('winch', () => {
       [
         [mapper, '--client_tls_cert_file=/nowhere/c', '--client_tls_key_file=k'],
         /^winch: --client_tls_cert_file: \/nowhere\/c cannot be read \(ENOENT\)$/m,
+      ],
+      [
+        [mapper, `--pac_file=${join(dir, 'none')}`, '--pac_redirect_sh_expressions=*.test'],
+        /^winch: --pac_file and --pac_redirect_sh_expressions are /m,
       ],
       [[mapper, '--debug_mode=maybe'], /--debug_mode is true or false/],
     ] as const) {
