@@ -12,7 +12,9 @@ const TESTS = [
   'test/grpc/*.test.ts',
   'test/connect/*.test.ts',
   'test/identity/*.test.ts',
+  'test/dial/*.test.ts',
   'test/kedge/*.test.ts',
+  'test/wires/*.test.ts',
 ];
 
 /**

@@ -18,6 +18,10 @@ export function readBeforeEnd(socket: TLSSocket): void {
       end();
       return;
     }
+    // What else is read meanwhile meets a stream that is destroyed, for which Node throws at the process: it takes the number of
+    // bytes for an error (`onStreamRead()` in lib/internal/stream_base_commons.js).
+    const { _handle: handle } = socket as TLSSocket & { readonly _handle?: { onread: () => void } | null };
+    if (handle) handle.onread = () => {};
     // The first turn may be that of the write.
     setImmediate(() => setImmediate(end));
   };
