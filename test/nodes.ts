@@ -18,16 +18,21 @@ const TESTS = [
 ];
 
 /**
- * Walks whose HTTP/2 servers run beside them and end sessions while calls arrive: Node 22 aborts the process of such a
- * server when DATA comes for a stream that its closing session turned away ("Assertion failed: onread->IsFunction()" in
- * stream_base.cc). It says nothing of a client; the other lines walk.
+ * Walks whose HTTP/2 servers run beside them and end sessions while calls arrive, which some lines abort the process for. Node
+ * 22 does when DATA comes to a server for a stream that its closing session turned away ("Assertion failed:
+ * onread->IsFunction()" in stream_base.cc); Node 26 does once in some twenty walks, on one side or the other, when it reads a
+ * RST_STREAM ("current_nghttp2_memory_ >= previous_size" in node_http2.cc). Node 24 walks all of them, and further.
  */
-const NOT_ON_22 = 'one HTTP call, whatever happens|in whatever order things happen';
+const SKIPPED: Readonly<Record<string, string>> = {
+  '22': 'one HTTP call, whatever happens|in whatever order things happen',
+  '26': 'one HTTP call, whatever happens',
+};
 
 const failed = LINES.filter((line) => {
   console.log(`# Node ${line}`);
   const args = ['-y', '-p', `node@${line}`, 'node', 'test/run.ts'];
-  if (line === '22') args.push(`--test-skip-pattern=${NOT_ON_22}`);
+  const skipped = SKIPPED[line];
+  if (skipped !== undefined) args.push(`--test-skip-pattern=${skipped}`);
   args.push(...TESTS);
   // The long tests are as long as they get in `npm test`.
   const env = {
