@@ -14,7 +14,6 @@ const TESTS = [
   'test/identity/*.test.ts',
   'test/dial/*.test.ts',
   'test/kedge/*.test.ts',
-  'test/wires/*.test.ts',
 ];
 
 /**
