@@ -141,7 +141,7 @@ export class Attempt implements Handler {
   onResponseStarted(): void {
     if (this.state === 'over') return;
     if (this.state === 'sent') this.state = 'begun';
-    this.tell((handler) => handler.onResponseStarted?.());
+    this.tell('onResponseStarted');
   }
 
   onResponseStart(_controller: Controller, statusCode: number, headers: IncomingHttpHeaders, text?: string): void {
@@ -193,17 +193,17 @@ export class Attempt implements Handler {
   }
 
   onBodySent(chunk: Buffer): void {
-    if (this.state !== 'over') this.tell((handler) => handler.onBodySent?.(chunk));
+    if (this.state !== 'over') this.tell('onBodySent', chunk);
   }
 
   onRequestSent(): void {
-    if (this.state !== 'over') this.tell((handler) => handler.onRequestSent?.());
+    if (this.state !== 'over') this.tell('onRequestSent');
   }
 
   /** Over HTTP/2 undici does not expect that these throw. */
-  private tell(about: (handler: Handler) => void): void {
+  private tell(what: 'onResponseStarted' | 'onRequestSent' | 'onBodySent', chunk?: Buffer): void {
     try {
-      about(this.call.handler);
+      this.call.handler[what]?.(chunk!);
     } catch (error) {
       this.call.abort(asError(error));
     }
