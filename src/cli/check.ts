@@ -9,8 +9,8 @@ import type { AnySnapshot } from '../identity/identity.ts';
 import type { Endpoint } from '../kedge/kedge.ts';
 import { kedgeErrorOf } from '../kedge-error-report.ts';
 import { isKedgeError, KedgeError } from '../support/errors.ts';
-import { loadOptional } from '../support/optional-package.ts';
 import type { Wire } from '../target.ts';
+import { originOf, rawClient } from './raw-calls.ts';
 
 /** One stage of the way to a kedge. */
 export interface CheckStep {
@@ -47,11 +47,16 @@ export async function check(
   const steps: CheckStep[] = [];
   for (const endpoint of plan?.endpoints ?? []) await reach(core, endpoint, wire, steps);
   const kedge = plan === undefined ? 'direct' : 'the route';
-  const request = await step(kedge, 'request', () =>
-    wire === 'grpc' ? callHealth(dialer, target, path) : get(dialer, target, path ?? '/'),
+  const began = performance.now();
+  const request = (ok: boolean, detail: string): CheckStep => {
+    return { kedge, stage: 'request', ok, ms: performance.now() - began, detail };
+  };
+  const last = await (wire === 'grpc' ? callHealth(dialer, target, path) : get(dialer, target, path ?? '/')).then(
+    (detail) => request(true, detail),
+    (error) => request(false, failure(error)),
   );
-  steps.push(request);
-  const report = { ok: request.ok, steps };
+  steps.push(last);
+  const report = { ok: last.ok, steps };
   Object.defineProperty(report, inspect.custom, { value: () => print(canonical.authority, report) });
   return report;
 }
@@ -138,8 +143,13 @@ function closes(socket: TLSSocket): Promise<boolean> {
 }
 
 async function get(dialer: Dialer, target: string, path: string): Promise<string> {
-  const { origin } = new URL(target.includes('://') ? target : `http://${target}`);
-  const options = { origin, path, method: 'GET', headersTimeout: TIMEOUT_MS, bodyTimeout: TIMEOUT_MS } as const;
+  const options = {
+    origin: originOf(target),
+    path,
+    method: 'GET',
+    headersTimeout: TIMEOUT_MS,
+    bodyTimeout: TIMEOUT_MS,
+  } as const;
   const response = await dialer.dispatcher.request(options as never);
   const reported = kedgeErrorOf(response as never);
   // An answer that never ends is an answer.
@@ -153,17 +163,9 @@ async function get(dialer: Dialer, target: string, path: string): Promise<string
 
 /** The health service of gRPC; a server without one still answers (https://grpc.io/docs/guides/health-checking/). */
 async function callHealth(dialer: Dialer, target: string, path = '/grpc.health.v1.Health/Check'): Promise<string> {
-  const grpc = await loadOptional(
-    '@grpc/grpc-js',
-    () => import('@grpc/grpc-js'),
-    (reason) => new KedgeError('ERR_KEDGE_OPTIONS', `--grpc ${reason}`),
-  );
-  const { grpcDialer } = await import('../grpc/index.ts');
-  const pass = (bytes: Buffer) => bytes;
-  const client = new (grpcDialer(dialer).wrap(grpc.Client))(target);
+  const { grpc, client, call } = await rawClient(dialer, target);
   return new Promise((resolve, reject) => {
-    const deadline = Date.now() + TIMEOUT_MS;
-    client.makeUnaryRequest(path, pass, pass, Buffer.alloc(0), new grpc.Metadata(), { deadline }, (error) => {
+    call(path, Buffer.alloc(0), TIMEOUT_MS, (error) => {
       client.close();
       const reported = error === null ? undefined : (kedgeErrorOf(error) ?? error.cause);
       if (error === null) resolve('status OK');
@@ -172,22 +174,6 @@ async function callHealth(dialer: Dialer, target: string, path = '/grpc.health.v
       else reject(error);
     });
   });
-}
-
-async function step(kedge: string, stage: CheckStep['stage'], take: () => Promise<string>): Promise<CheckStep> {
-  const began = performance.now();
-  const done = (ok: boolean, detail: string) => ({
-    kedge,
-    stage,
-    ok,
-    ms: performance.now() - began,
-    detail,
-  });
-  try {
-    return done(true, await take());
-  } catch (error) {
-    return done(false, failure(error));
-  }
 }
 
 function failure(error: unknown): string {

@@ -3,12 +3,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Dialer } from '../dialer.ts';
 import { coreOf } from '../engine/core.ts';
 import { kedgeErrorOf } from '../kedge-error-report.ts';
-import { isKedgeError, KedgeError } from '../support/errors.ts';
-import { loadOptional } from '../support/optional-package.ts';
+import { isKedgeError } from '../support/errors.ts';
 import type { Wire } from '../target.ts';
 import { type CheckStep, reach } from './check.ts';
 import type { LoadPlan, Stage } from './load-options.ts';
 import { type LoadReport, noTimes, reportOf, type Tally } from './load-report.ts';
+import { originOf, rawClient } from './raw-calls.ts';
 
 /** Makes one call; gives what went wrong, if something did. Never rejects. */
 type Call = (onFirstByte: () => void) => Promise<string | undefined>;
@@ -111,7 +111,7 @@ function repeat(probe: () => Promise<unknown>, signal: AbortSignal): { stop(): v
 }
 
 function httpCall(dialer: Dialer, target: string, { method, path, body, timeoutMs }: LoadPlan): Call {
-  const { origin } = new URL(target.includes('://') ? target : `http://${target}`);
+  const origin = originOf(target);
   return async (onFirstByte) => {
     const signal = AbortSignal.timeout(timeoutMs);
     try {
@@ -128,22 +128,13 @@ function httpCall(dialer: Dialer, target: string, { method, path, body, timeoutM
 }
 
 async function grpcCall(dialer: Dialer, target: string, { path, body, timeoutMs }: LoadPlan): Promise<Call> {
-  const grpc = await loadOptional(
-    '@grpc/grpc-js',
-    () => import('@grpc/grpc-js'),
-    (reason) => new KedgeError('ERR_KEDGE_OPTIONS', `--grpc ${reason}`),
-  );
-  const { grpcDialer } = await import('../grpc/index.ts');
-  const client = new (grpcDialer(dialer).wrap(grpc.Client))(target);
-  const pass = (bytes: Buffer) => bytes;
+  const { grpc, call } = await rawClient(dialer, target);
   const message = body ?? Buffer.alloc(0);
   return (onFirstByte) =>
     new Promise((resolve) => {
-      const options = { deadline: Date.now() + timeoutMs };
-      const call = client.makeUnaryRequest(path, pass, pass, message, new grpc.Metadata(), options, (error) =>
+      call(path, message, timeoutMs, (error) =>
         resolve(error === null ? undefined : `grpc ${grpc.status[error.code]}: ${error.details}`),
-      );
-      call.on('metadata', onFirstByte);
+      ).on('metadata', onFirstByte);
     });
 }
 
