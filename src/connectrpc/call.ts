@@ -166,7 +166,7 @@ function tokenHeaders(own: OutgoingHttpHeaders, tokens: Tokens): OutgoingHttpHea
 }
 
 /** Resolves when something changes in one of the pools, or when `signal` aborts. */
-async function changeOf(pools: readonly SessionPool[], signal: AbortSignal): Promise<undefined> {
+async function changeOf(pools: readonly SessionPool[], signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const wake = () => resolve();
   for (const pool of pools) pool.onChange(wake);

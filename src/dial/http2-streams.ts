@@ -37,3 +37,11 @@ export function watchStreams(socket: Socket, onStream: OnStream): void {
     seen?.(stream, session);
   });
 }
+
+/**
+ * Of a stream that has been reset. Where the kedge allows no streams yet it was never sent, and Node would never say that it
+ * is closed.
+ */
+export function destroySoon(stream: ClientHttp2Stream): void {
+  setImmediate(() => stream.destroy());
+}

@@ -104,14 +104,13 @@ export abstract class Call {
     this.core.calls.placed(this);
   }
 
-  /** Ends it, once: false where it was over. What still waits on its behalf is told `reason`; without one nothing does. */
-  protected over(reason?: unknown): boolean {
-    if (this.isOver) return false;
+  /** Ends it, once. What still waits on its behalf is told `reason`; without one nothing does. */
+  protected over(reason?: unknown): void {
+    if (this.isOver) return;
     this.isOver = true;
     this.endedBy = reason;
     this.core.calls.end(this);
     if (reason !== undefined) this.ending?.abort(reason);
-    return true;
   }
 
   /** For what waits on its behalf: aborts when the call is over. */

@@ -1,7 +1,7 @@
 import type { Core } from './core.ts';
 import type { Plan } from './plan.ts';
 
-/** The kedges of its route that one call has been to, by their place in the route. Most calls never need one of these. */
+/** The kedges of its route that one call has been to, by their place in the route. */
 export class Tried {
   private readonly core: Core;
   private readonly plan: Plan;

@@ -1,4 +1,5 @@
 import { type ClientHttp2Stream, constants } from 'node:http2';
+import { destroySoon } from '../dial/http2-streams.ts';
 
 type Close = ClientHttp2Stream['close'];
 
@@ -20,6 +21,5 @@ function close(this: ClientHttp2Stream, code = constants.NGHTTP2_CANCEL, callbac
   this.end = () => this;
   const inherited: Close = Object.getPrototypeOf(this).close;
   inherited.call(this, code, callback);
-  // Where the kedge allows no streams yet nothing was sent, and Node would never say that it is closed.
-  setImmediate(() => this.destroy());
+  destroySoon(this);
 }

@@ -7,7 +7,7 @@ import http2, {
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import type { Connector } from '../dial/connector.ts';
-import { LAST_STREAM_ID } from '../dial/http2-streams.ts';
+import { destroySoon, LAST_STREAM_ID } from '../dial/http2-streams.ts';
 import type { Kedge } from '../kedge/kedge.ts';
 import { debug } from '../support/debug.ts';
 import { KedgeError } from '../support/errors.ts';
@@ -41,7 +41,7 @@ export interface SessionOwner {
   readonly kedge: Kedge;
   /** The kedge's own limit of streams on a connection (RFC 9113 §6.5.2). */
   limitStreams(limit: number): void;
-  /** It has no calls any more, for now. */
+  /** It has no calls at the moment. */
   idle(session: Session): void;
   changed(session: Session): void;
 }
@@ -170,7 +170,7 @@ export class Session {
     }
     const stream = http2!.request(headers);
     if ((stream.id ?? 0) > LAST_STREAM_ID) this.drain();
-    closeForGood(stream);
+    stream.close = close;
     // Calls hold the process, connections do not.
     if (this.streams.size === 0) http2!.ref();
     this.streams.add(stream);
@@ -338,11 +338,11 @@ export class Session {
   }
 }
 
-/** Where the kedge allows no streams yet nothing was sent of one that is reset, and Node would never say that it is closed. */
-function closeForGood(stream: ClientHttp2Stream): void {
-  const { close } = stream;
-  stream.close = (code, callback) => {
-    close.call(stream, code, callback);
-    if (code !== undefined && code !== constants.NGHTTP2_NO_ERROR) setImmediate(() => stream.destroy());
-  };
+type Close = ClientHttp2Stream['close'];
+
+/** The `close()` of its streams. */
+function close(this: ClientHttp2Stream, code?: number, callback?: Parameters<Close>[1]): void {
+  const inherited: Close = Object.getPrototypeOf(this).close;
+  inherited.call(this, code, callback);
+  if (code !== undefined && code !== constants.NGHTTP2_NO_ERROR) destroySoon(this);
 }
