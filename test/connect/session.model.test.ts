@@ -16,6 +16,7 @@ import { exitAtOnce } from '../helpers/exit.ts';
 import { startKedge, type TestKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 import { rotating } from '../helpers/rotating.ts';
+import { until } from '../helpers/until.ts';
 
 exitAtOnce();
 
@@ -147,11 +148,6 @@ async function within<T>(ms: number, what: string, promise: Promise<T>): Promise
   const { promise: late, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => reject(new Error(`${what} took more than ${ms} ms`)), ms);
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
-}
-
-async function until(what: string, holds: () => boolean): Promise<void> {
-  for (let i = 0; i < 300 && !holds(); i += 1) await sleep(10);
-  assert.ok(holds(), what);
 }
 
 /** Rounds of calls in one dialer; returns the steps. */

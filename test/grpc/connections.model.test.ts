@@ -20,6 +20,7 @@ import { type EchoClient, echoClient } from '../helpers/grpc-kedge.ts';
 import { startKedge } from '../helpers/kedge.ts';
 import { trackLeaks } from '../helpers/leaks.ts';
 import { rotating } from '../helpers/rotating.ts';
+import { until } from '../helpers/until.ts';
 
 exitAtOnce();
 
@@ -141,11 +142,6 @@ async function call(client: EchoClient, random: Random, deed: Deed): Promise<voi
   assert.ok(took < deadlineMs + LATE_MS, `a call took ${took} ms`);
   await sleep(1);
   assert.equal(ends, 1);
-}
-
-async function until(what: string, holds: () => boolean): Promise<void> {
-  for (let i = 0; i < 300 && !holds(); i += 1) await sleep(10);
-  assert.ok(holds(), what);
 }
 
 async function walk(t: TestContext, random: Random, steps: number): Promise<number> {

@@ -10,16 +10,9 @@ import { single } from '../../src/index.ts';
 import { echoClient } from '../helpers/grpc-kedge.ts';
 import { KEDGE_NAME, startKedge } from '../helpers/kedge.ts';
 import { startRawKedge } from '../helpers/raw-kedge.ts';
+import { until } from '../helpers/until.ts';
 
 const TARGET = 'http://orders.us1:8080';
-
-async function until(condition: () => boolean, what: string): Promise<void> {
-  for (let i = 0; i < 100; i += 1) {
-    if (condition()) return;
-    await sleep(20);
-  }
-  assert.fail(what);
-}
 
 describe('what calls leave behind that were given up', () => {
   for (const protocol of ['h1', 'h2'] as const) {
@@ -30,7 +23,7 @@ describe('what calls leave behind that were given up', () => {
       const call = undici.request(TARGET, { dispatcher: dialer.dispatcher as never, signal: abort.signal });
       abort.abort();
       await assert.rejects(call);
-      await until(() => kedge.handshakes === 1 && kedge.sockets.size === 0, 'the connection holds the process');
+      await until('the connection holds the process', () => kedge.handshakes === 1 && kedge.sockets.size === 0, 2_000);
     });
   }
 
@@ -41,7 +34,7 @@ describe('what calls leave behind that were given up', () => {
     const call = undici.request(TARGET, { dispatcher: dialer.dispatcher as never, signal: abort.signal });
     abort.abort();
     await assert.rejects(call);
-    await until(() => kedge.handshakes === 1, 'no connection');
+    await until('no connection', () => kedge.handshakes === 1, 2_000);
     await sleep(50);
     for (const socket of kedge.sockets) socket.end();
     await sleep(100);
@@ -71,7 +64,11 @@ describe('what calls leave behind that were given up', () => {
       const { promise, resolve } = Promise.withResolvers<unknown>();
       client.unary({ text: 'a' }, new Metadata(), { deadline: Date.now() + 300 }, resolve);
       assert.equal(((await promise) as { code: number }).code, 4);
-      await until(() => dialer.stats().kedges.every(({ inFlight }) => inFlight === 0), 'its stream counts for ever');
+      await until(
+        'its stream counts for ever',
+        () => dialer.stats().kedges.every(({ inFlight }) => inFlight === 0),
+        2_000,
+      );
       client.close();
       await soon(dialer.close());
     });
