@@ -46,8 +46,9 @@ export const LOAD_OPTIONS = {
 type Values = ReturnType<typeof parseArgs<{ options: typeof LOAD_OPTIONS & { path: typeof text } }>>['values'];
 
 const MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000 };
-const EXPECTATION =
-  /^(?:(dns|tcp|proxy|tls|first|total)\.)?(p[0-9]{1,2}(?:\.[0-9]+)?|p999|max|errors|rate)\s*(<=?|>=?)\s*([0-9]+(?:\.[0-9]+)?)(ms|s|%)?$/;
+const EXPECTATION = new RegExp(
+  `^(?:(${STAGES.join('|')})\\.)?(p[0-9]{1,2}(?:\\.[0-9]+)?|p999|max|errors|rate)\\s*(<=?|>=?)\\s*([0-9]+(?:\\.[0-9]+)?)(ms|s|%)?$`,
+);
 const HOLDS: Readonly<Record<string, (value: number, limit: number) => boolean>> = {
   '<': (value, limit) => value < limit,
   '<=': (value, limit) => value <= limit,

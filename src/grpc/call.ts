@@ -274,8 +274,7 @@ export class KedgeCall extends Call implements GrpcCall, Listener, PickingCall {
     if (cause.code === 'ERR_KEDGE_CLOSED') this.fail(cause);
     if (this.isOver) return;
     this.race!.turnedAway(at);
-    if (this.streams > 0) return;
-    this.session = undefined;
+    if (this.streams === 0) this.session = undefined;
   }
 
   /** A kedge passes on that the backend cancelled, which is not for us to explain. */
