@@ -39,13 +39,12 @@ export function serveH2(http: HttpProxy, grpc: GrpcProxy, log: AccessLog, maxHea
     const head = readHead(rawHeaders, peer);
     const isTwofold =
       named !== undefined && head?.host !== undefined && named.toLowerCase() !== head.host.toLowerCase();
-    const refuse = (status: number, text?: string) => {
+    const refuse = (status: number, headers: http2.OutgoingHttpHeaders = {}, text = '') => {
       metrics.requests.inc(wire, String(status));
-      const allow = status === 405 ? { allow: ALLOWED, 'content-type': 'text/plain' } : {};
-      stream.respond({ ':status': status, ...allow }, { endStream: text === undefined });
-      if (text !== undefined) stream.end(text);
+      stream.respond({ ':status': status, ...headers }, { endStream: text === '' });
+      if (text !== '') stream.end(text);
     };
-    if (method === 'CONNECT') refuse(405, NO_TUNNELS);
+    if (method === 'CONNECT') refuse(405, { allow: ALLOWED, 'content-type': 'text/plain' }, NO_TUNNELS);
     else if (head === undefined || (scheme !== 'https' && scheme !== 'http') || isTwofold) refuse(400);
     else {
       const visit = new Visit(wire, method, path, named ?? head.host ?? '', peer, head, rawHeaders);
