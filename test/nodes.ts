@@ -14,6 +14,7 @@ const TESTS = [
   'test/identity/*.test.ts',
   'test/dial/*.test.ts',
   'test/kedge/*.test.ts',
+  'test/wires/*.test.ts',
 ];
 
 /**

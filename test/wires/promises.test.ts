@@ -1,6 +1,5 @@
 /** What every wire promises, once: each row is a thing that happens to a call, and runs on all of them. */
 import assert from 'node:assert/strict';
-import http from 'node:http';
 import type http2 from 'node:http2';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -99,8 +98,6 @@ const refuse: KedgeHandler = (request, response) => {
 };
 
 const streamOf = (response: Parameters<KedgeHandler>[1]) => (response as http2.Http2ServerResponse).stream;
-const socketOf = (response: Parameters<KedgeHandler>[1]) =>
-  response instanceof http.ServerResponse ? response.socket! : response.stream.session!.socket;
 
 /** A dialer whose route has these kedges, in turn. */
 function dialerOf(t: TestContext, wire: Wire, kedges: readonly TestKedge[], more: Extra = {}): Dialer {
@@ -245,9 +242,9 @@ const ROWS: readonly Row[] = [
           request
             .on('error', () => {})
             .resume()
-            .on('end', () => socketOf(response).destroy());
+            .on('end', () => first.reset());
       };
-      const first = await startKedge(t, { handler });
+      const first: TestKedge = await startKedge(t, { handler });
       const second = await startKedge(t, { handler: answer });
       const dialer = dialerOf(t, wire, [first, second]);
       await wire.send(dialer);
